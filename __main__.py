@@ -1,0 +1,5 @@
+"""`python -m simpipe`."""
+
+from simpipe.cli import main
+
+main()

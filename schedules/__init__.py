@@ -1,0 +1,219 @@
+"""Schedules: one file each, found here by the name the file states.
+
+A schedule file is a module with
+
+* `order(rank, ranks, microbatches)`: a generator of what one rank runs, in order: actions (`F(stage, mb)`),
+  overlapped slots (`F(a, m) & B(b, n)`) and, where messages are posted elsewhere than beside the action that
+  makes or takes them, posts (`RECV_F(stage, mb)`). A `chunks` parameter makes the stages per rank a choice;
+  further keyword parameters are the schedule's options;
+* optionally `NAME` (else the file's name), `check(ranks, microbatches, ...)` with parameters of `order` that
+  raises ScheduleError for a size it cannot take, and `BUBBLE`, its closed formula.
+
+The first paragraph of the module's docstring is what `simpipe list schedules` prints.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from simpipe.simulator.errors import ProgramError, ScheduleError, SimpipeError
+from simpipe.simulator.program import MAX_ACTIONS, Program, Row
+
+
+class Case(NamedTuple):
+    """What a closed formula is a function of: sizes, and seconds for 1/P of the layers (one rank's share).
+
+    P ranks, M micro-batches, v chunks per rank; F, I, W, B = full backward, FB = an overlapped F&B.
+    A formula assumes equal stages and free links.
+    """
+
+    P: int
+    M: int
+    v: int
+    F: float
+    I: float  # noqa: E741 - the field's name
+    W: float
+    B: float
+    FB: float
+
+
+class Formula(NamedTuple):
+    """A closed formula for the bubble of the rank that idles most, and where it is exact."""
+
+    text: str
+    seconds: Callable[[Case], float]
+    domain: str
+    holds: Callable[[Case], bool]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A recipe: sizes and options in, Program out."""
+
+    name: str
+    summary: str
+    order: Callable[..., Row]
+    check: Callable[..., None] | None
+    bubble: Formula | None
+    source: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Option names and their defaults: the parameters of `order` after the sizes."""
+        return {
+            name: parameter.default
+            for name, parameter in inspect.signature(self.order).parameters.items()
+            if name not in ("rank", "ranks", "microbatches")
+        }
+
+    def program(self, ranks: int, microbatches: int, chunks: int | None = None, **options: Any) -> Program:
+        """The schedule at a size. Raises ScheduleError where the size or an option does not fit."""
+        sizes = {"ranks": ranks, "microbatches": microbatches, "chunks": 1 if chunks is None else chunks}
+        for what, value in sizes.items():
+            if value < 1:
+                raise ScheduleError(f"{self.name} takes at least 1 of {what}, not {value:,}")
+        asked = 3 * ranks * microbatches * sizes["chunks"]
+        if asked > MAX_ACTIONS:
+            raise ScheduleError(
+                f"{ranks:,} ranks x {microbatches:,} micro-batches make up to {asked:,} actions; "
+                f"simpipe takes at most {MAX_ACTIONS:,}"
+            )
+        known = self.options
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ScheduleError(f"{self.name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+        if chunks is not None and "chunks" in known:
+            options["chunks"] = chunks
+        size = {"ranks": ranks, "microbatches": microbatches, **known, **options}
+        if self.check:
+            wanted = inspect.signature(self.check).parameters
+            self.check(**{name: value for name, value in size.items() if name in wanted})
+        try:
+            program = Program.from_rows((self.order(rank, **size) for rank in range(ranks)), self.name).check()
+        except SimpipeError as error:
+            raise type(error)(f"{self.source}: {error}") from None
+        except Exception as error:
+            raise ScheduleError(_blame(self.source, error)) from error
+        return self._sized(program, ranks, microbatches, chunks)
+
+    def _sized(self, program: Program, ranks: int, microbatches: int, chunks: int | None) -> Program:
+        if program.microbatches != microbatches:
+            raise ScheduleError(
+                f"{self.source}: runs {program.microbatches} micro-batches where {microbatches} were asked for"
+            )
+        if chunks not in (None, program.chunks):
+            raise ScheduleError(f"{self.name} has {program.chunks} chunks per rank, not {chunks}")
+        return program
+
+
+def program(
+    name_or_path: str | Path, ranks: int | None = None, microbatches: int | None = None,
+    chunks: int | None = None, **options: Any,
+) -> Program:  # fmt: skip
+    """The program of a schedule by name, of a schedule file (`mine.py`) or of schedule text (`order.csv`).
+
+    Text states its own size: ranks, microbatches and chunks may be left out and must fit where they are given.
+    Raises ScheduleError or ProgramError.
+    """
+    if str(name_or_path).endswith(".csv"):
+        return _from_text(Path(name_or_path), ranks, microbatches, chunks, options)
+    schedule = load(name_or_path)
+    if ranks is None or microbatches is None:
+        raise ScheduleError(f"{schedule.name} needs a number of ranks and of micro-batches")
+    return schedule.program(ranks, microbatches, chunks, **options)
+
+
+def load(name_or_path: str | Path) -> Schedule:
+    """A schedule by its name, or from a user's file ending in .py. Raises ScheduleError."""
+    if str(name_or_path).endswith(".py"):
+        return _describe(_load_file(Path(name_or_path)), str(name_or_path))
+    found = catalogue()
+    name = str(name_or_path)
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(found)}"
+        raise ScheduleError(f"unknown schedule {name!r}; {hint} (a file of your own ends in .py or .csv)")
+    return found[name]
+
+
+@cache
+def catalogue() -> dict[str, Schedule]:
+    """Every schedule in this folder by name, sorted."""
+    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+    schedules = [_describe(module, module.__name__.rpartition(".")[2]) for module in modules]
+    return {schedule.name: schedule for schedule in sorted(schedules, key=lambda s: s.name)}
+
+
+def _describe(module: ModuleType, source: str) -> Schedule:
+    order = getattr(module, "order", None)
+    if not callable(order):
+        raise ScheduleError(f"{source} defines no function order(rank, ranks, microbatches)")
+    missing = {"rank", "ranks", "microbatches"} - set(inspect.signature(order).parameters)
+    if missing:
+        raise ScheduleError(f"{source}: order() lacks the parameter {', '.join(sorted(missing))}")
+    name = getattr(module, "NAME", Path(source).stem)
+    summary = " ".join((inspect.getdoc(module) or "").split("\n\n")[0].split())
+    return Schedule(name, summary, order, getattr(module, "check", None), getattr(module, "BUBBLE", None), source)
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ScheduleError(f"{path} is no file; --schedule takes a name, a .py file or a .csv file")
+    spec = importlib.util.spec_from_file_location(f"simpipe_user_schedule_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    keep, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # leave no __pycache__ beside a user's file
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ScheduleError(_blame(str(path), error)) from error
+    finally:
+        sys.dont_write_bytecode = keep
+    return module
+
+
+def _blame(source: str, error: Exception) -> str:
+    """File, line and text of an error inside a schedule file."""
+    if isinstance(error, SyntaxError):
+        return f"{source}, line {error.lineno}: {error.msg}"
+    line = traceback.extract_tb(error.__traceback__)[-1].lineno
+    return f"{source}, line {line}: {type(error).__name__}: {error}"
+
+
+def _from_text(
+    path: Path, ranks: int | None, microbatches: int | None, chunks: int | None, options: dict[str, Any]
+) -> Program:
+    if options:
+        raise ScheduleError(f"{path} is schedule text and takes no option {next(iter(options))!r}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScheduleError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        found = Program.from_csv(text, path.stem, str(path)).check()
+    except ProgramError as error:
+        message = str(error)
+        raise ProgramError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+    asked = {"ranks": ranks, "micro-batches": microbatches, "chunks": chunks}
+    for what, has in zip(asked, (found.ranks, found.microbatches, found.chunks), strict=True):
+        if asked[what] not in (None, has):
+            raise ScheduleError(f"{path} has {has} {what}, not {asked[what]}")
+    return found
+
+
+def names() -> Iterator[str]:
+    """The names of the schedules in this folder."""
+    return iter(catalogue())

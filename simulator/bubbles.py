@@ -1,0 +1,129 @@
+"""Bubbles: the idle intervals of every rank, and why each is there.
+
+A bubble is a maximal idle interval of a rank longer than 1e-9 of the makespan, before its first slot and after
+its last one included. Before the first slot the pipeline fills (warm-up), after the last it drains (cool-down).
+In between, the rank waits for the last-arriving input of its next slot, and the bubble's time goes to
+
+* waits_for_transfer while that message is on its way;
+* waits_for_forward or waits_for_gradient while the slot that makes it runs, or itself waits for its inputs;
+* blocked_by_order while that slot had all its inputs and its rank ran others before it, and, where
+  communication blocks, while the message was made but its other end had not come to it;
+* barrier where the next slot is the optimizer's, behind the barrier.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from simpipe.simulator.graph import ACTIVATION, BARRIER, INTERVAL
+from simpipe.simulator.kernels import Floats, Ints
+from simpipe.simulator.trace import Trace
+
+CAUSES = (
+    "warm_up",
+    "cool_down",
+    "waits_for_forward",
+    "waits_for_gradient",
+    "waits_for_transfer",
+    "blocked_by_order",
+    "barrier",
+)
+WARM_UP, COOL_DOWN, FORWARD, GRADIENT, TRANSFER, ORDER, AT_BARRIER = range(7)
+
+
+class Bubbles(NamedTuple):
+    """One entry a bubble, by rank and time.
+
+    rank, start, end: where and when. slot: the slot it ends at, -1 for the end of the run. ended_by: the task
+    whose end ends it, the last-arriving input of that slot; -1 for none. causes: (bubbles, 7) seconds by cause,
+    in the order of CAUSES; they add up to end - start. in_flight: seconds of it in which that input, a message,
+    was on its way; the rest is waiting.
+    """
+
+    rank: Ints
+    start: Floats
+    end: Floats
+    slot: Ints
+    ended_by: Ints
+    causes: Floats
+    in_flight: Floats
+
+
+def find(trace: Trace) -> Bubbles:
+    """All bubbles of a run."""
+    graph = trace.graph
+    slots = graph.rank_slots
+    starts, ends = trace.slot_start[slots.items], trace.slot_end[slots.items]
+    first = slots.start[:-1]  # every rank has a slot, so the last slot's index is first[1:] - 1
+    idle_from = np.concatenate([[0.0], ends[:-1]])
+    idle_from[first] = 0.0
+    rank = np.concatenate([graph.slot_rank[slots.items], np.arange(graph.ranks)])
+    start = np.concatenate([idle_from, ends[slots.start[1:] - 1]])
+    end = np.concatenate([starts, np.full(graph.ranks, trace.makespan)])
+    slot = np.concatenate([slots.items, np.full(graph.ranks, -1)])
+    is_head = np.zeros(len(rank), bool)
+    is_head[first] = True
+    keep = np.flatnonzero(end - start > INTERVAL * trace.makespan)
+    keep = keep[np.lexsort((start[keep], rank[keep]))]
+    rank, start, end, slot = rank[keep], start[keep], end[keep], slot[keep]
+    ended_by, causes, in_flight = _explain(trace, rank, start, end, slot, is_head[keep])
+    return Bubbles(rank, start, end, slot, ended_by, causes, in_flight)
+
+
+def _explain(
+    trace: Trace, rank: Ints, start: Floats, end: Floats, slot: Ints, is_head: NDArray[np.bool_]
+) -> tuple[Ints, Floats, Floats]:
+    """ended_by, causes and in_flight of the bubbles."""
+    graph = trace.graph
+    ended_by = np.full(len(rank), -1, np.int64)
+    inner = np.flatnonzero(slot >= 0)
+    ended_by[inner] = trace.last_inputs(_first_tasks(trace, slot[inner]))
+    length = end - start
+    causes = np.zeros((len(rank), len(CAUSES)))
+    in_flight = np.zeros(len(rank))
+    causes[is_head, WARM_UP] = length[is_head]
+    causes[slot < 0, COOL_DOWN] = length[slot < 0]
+    at_barrier = ~is_head & (ended_by >= 0) & (graph.word[ended_by] == BARRIER)
+    causes[at_barrier, AT_BARRIER] = length[at_barrier]
+
+    mailed = np.flatnonzero((ended_by >= 0) & graph.message[ended_by])
+    message = ended_by[mailed]
+    left = np.clip(trace.start[message], start[mailed], end[mailed])
+    in_flight[mailed] = end[mailed] - left
+    within = ~is_head[mailed]
+    mailed, message, left = mailed[within], message[within], left[within]
+    maker = trace.program.action_slot[graph.action[message]]
+    waits_for_maker = (graph.slot[trace.last_inputs(message)] == maker) & (graph.rank[message] != rank[mailed])
+    began = np.clip(trace.slot_start[maker], start[mailed], left)
+    ready = np.clip(_inputs_ready(trace)[maker], start[mailed], began)
+    ordered = np.where(waits_for_maker, began - ready, left - start[mailed])
+    causes[mailed, TRANSFER] = in_flight[mailed]
+    causes[mailed, ORDER] = ordered
+    wanted = np.where(graph.word[message] == ACTIVATION, FORWARD, GRADIENT)
+    causes[mailed, wanted] = left - start[mailed] - ordered
+    return ended_by, causes, in_flight
+
+
+def _first_tasks(trace: Trace, slots: Ints) -> Ints:
+    """The task with which each slot starts."""
+    tasks = trace.graph.slot_tasks
+    index = np.flatnonzero(trace.start[tasks.items] == trace.slot_start[tasks.keys])
+    first = np.full(len(trace.graph.slot_rank), -1, np.int64)
+    first[tasks.keys[index[::-1]]] = tasks.items[index[::-1]]
+    return first[slots]
+
+
+def _inputs_ready(trace: Trace) -> Floats:
+    """(slots,) when the last activation or gradient that a slot needs had arrived."""
+    graph, program = trace.graph, trace.program
+    ready = np.zeros(len(graph.slot_rank))
+    links = program.dependencies
+    inside = ~links.crossing
+    np.maximum.at(
+        ready, program.action_slot[links.target[inside]], trace.slot_end[program.action_slot[links.source[inside]]]
+    )
+    message = np.flatnonzero(graph.message)
+    np.maximum.at(ready, program.action_slot[graph.partner[message]], trace.end[message])
+    return ready

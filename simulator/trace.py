@@ -1,0 +1,195 @@
+"""Trace: when every task of a run started and ended, and what follows from it alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from simpipe.simulator import engines, kernels
+from simpipe.simulator.costs.given import Costs
+from simpipe.simulator.graph import OVERLAPPED, STREAMS, WORDS, Engine, Graph, Loads
+from simpipe.simulator.kernels import Floats, Ints
+from simpipe.simulator.lower import lower
+from simpipe.simulator.program import Kind, Program
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def simulate(program: Program, costs: Costs | None = None, engine: Engine = "auto") -> Trace:
+    """Run a program. Without costs F = I = W = 1 s per 1/P of the layers, F&B = F + B, and links are free.
+
+    Raises ProgramError where the program cannot run, CostsError where the costs do not fit it.
+    """
+    return simulate_all(program, [costs or Costs()], engine)[0]
+
+
+def simulate_all(program: Program, costs: list[Costs], engine: Engine = "auto") -> list[Trace]:
+    """Run a program once with each of the costs, over one Graph."""
+    graph, loads = lower(program, *costs)
+    start, end = engines.times(graph, loads, engine)
+    return [Trace(graph, loads, row, start[row], end[row]) for row in range(loads.rows)]
+
+
+class Levels(NamedTuple):
+    """What a rank's slots keep: (slots,) while each runs and after it ended, in slot order."""
+
+    during: Floats
+    after: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A run: its graph, the row of loads it was run with, and (tasks,) start and end in seconds."""
+
+    graph: Graph
+    loads: Loads
+    row: int
+    start: Floats
+    end: Floats
+
+    @property
+    def program(self) -> Program:
+        return self.graph.program
+
+    @cached_property
+    def makespan(self) -> float:
+        """Seconds from 0 to the end of the last task."""
+        return float(self.end.max(initial=0.0))
+
+    @cached_property
+    def slot_start(self) -> Floats:
+        """(slots,) when each slot's first task started."""
+        tasks = self.graph.slot_tasks
+        return np.asarray(np.minimum.reduceat(self.start[tasks.items], tasks.start[:-1]), float)
+
+    @cached_property
+    def slot_end(self) -> Floats:
+        """(slots,) when each slot's last task ended."""
+        tasks = self.graph.slot_tasks
+        return np.asarray(np.maximum.reduceat(self.end[tasks.items], tasks.start[:-1]), float)
+
+    @cached_property
+    def slack(self) -> Floats:
+        """(tasks,) seconds by which each task could end later without a later end of the run.
+
+        With the durations of this run: where links are contended, moving a task would change them.
+        """
+        start, items = self.graph.outputs
+        duration = self.end - self.start
+        size = self.graph.tasks
+        latest = kernels.run(_latest_ends, size, self.graph.order, start, items, duration, self.makespan)
+        return np.asarray(np.maximum(latest - self.end, 0.0), float)
+
+    @cached_property
+    def critical_path(self) -> list[int]:
+        """The tasks of one chain that lasts as long as the run: from its end back, the last input of each."""
+        path = [int(np.argmax(self.end))] if self.graph.tasks else []
+        while (before := int(self.last_inputs(np.array(path[-1:]))[0])) >= 0:
+            path.append(before)
+        return path[::-1]
+
+    def last_inputs(self, tasks: Ints) -> Ints:
+        """The last-arriving input of each of some tasks, the earlier task where several tie; -1 for none."""
+        start, items = self.graph.inputs
+        lengths = start[tasks + 1] - start[tasks]
+        found = np.full(len(tasks), -1, np.int64)
+        some = np.flatnonzero(lengths)
+        if len(some) == 0:
+            return found
+        first = np.concatenate([[0], np.cumsum(lengths[some])[:-1]])
+        inside = np.arange(lengths[some].sum()) - np.repeat(first, lengths[some])
+        inputs = items[np.repeat(start[tasks[some]], lengths[some]) + inside]
+        ends = self.end[inputs]
+        latest = np.repeat(np.maximum.reduceat(ends, first), lengths[some])
+        found[some] = np.minimum.reduceat(np.where(ends == latest, inputs, self.graph.tasks), first)
+        return found
+
+    def levels(self, kept: Floats, release: float = 0.0) -> Levels:
+        """What ranks keep over time of `kept` (actions,), allotted at the start of the F's slot.
+
+        B frees it at the end of its slot, or I the share `release` of it and W the rest.
+        """
+        program = self.program
+        freed_by = np.array([0.0, release, 1 - release, 1.0])[program.kind]
+        first = program.slot_start[:-1]
+        gained = np.add.reduceat(np.where(program.kind == Kind.F, kept, 0.0), first)
+        freed = np.add.reduceat(kept[program.forward_of] * freed_by, first)
+        total = np.cumsum(gained - freed)
+        base = np.concatenate([[0.0], total])[program.rank_start[:-1]]
+        after = total - np.repeat(base, np.diff(program.rank_start))
+        return Levels(after + freed, after)
+
+    @cached_property
+    def activations(self) -> Levels:
+        """Live activations in units of one micro-batch's through 1/P of the layers."""
+        return self.levels(np.full(len(self.program.kind), self.program.ranks / self.program.stages), self._release)
+
+    @cached_property
+    def activation_bytes(self) -> Levels:
+        """Live activations in bytes, as the costs state them."""
+        return self.levels(self.loads.activation[self.row], self._release)
+
+    @property
+    def _release(self) -> float:
+        return float(self.loads.release[self.row])
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per action, message and step task, in task order; an F&B slot's two rows share `slot`.
+
+        Columns: task, rank, stream, kind (F, I, W, B, activation, gradient, barrier, optimizer), stage and
+        microbatch (-1 for none), start and end in seconds, slot (-1 for none), peer (the rank that a message
+        goes to, else -1), slack in seconds, critical (on the critical path).
+        """
+        import pandas as pd
+
+        graph, program = self.graph, self.program
+        pairs = np.flatnonzero(graph.word == OVERLAPPED)
+        shown = np.sort(np.concatenate([np.arange(graph.tasks), pairs]))
+        second = np.concatenate([[False], shown[1:] == shown[:-1]])
+        action = np.where(second, graph.partner[shown], graph.action[shown])
+        has = action >= 0
+        word = graph.word[shown]
+        kind = np.where(word == OVERLAPPED, program.kind[action], word)
+        message = graph.message[shown]
+        stream = np.full(graph.tasks, STREAMS.index("pipeline"))
+        on = np.flatnonzero(np.diff(graph.streams.start) > 0)
+        stream[on] = graph.stream_name[graph.streams.items[graph.streams.start[on]]]
+        critical = np.zeros(graph.tasks, bool)
+        critical[self.critical_path] = True
+        return pd.DataFrame(
+            {
+                "task": shown,
+                "rank": graph.rank[shown],
+                "stream": _words(stream[shown], STREAMS),
+                "kind": _words(kind, WORDS),
+                "stage": np.where(has, program.stage[action], -1),
+                "microbatch": np.where(has, program.microbatch[action], -1),
+                "start": self.start[shown],
+                "end": self.end[shown],
+                "slot": graph.slot[shown],
+                "peer": np.where(message, program.action_rank[graph.partner[shown]], -1),
+                "slack": self.slack[shown],
+                "critical": critical[shown],
+            }
+        )
+
+
+def _words(codes: Ints, words: tuple[str, ...]) -> pd.Categorical[Any]:
+    """A column of few different words, kept as codes."""
+    import pandas as pd
+
+    return pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(list(words)))
+
+
+def _latest_ends(order: Ints, output_start: Ints, outputs: Ints, duration: Floats, makespan: float) -> Floats:
+    """(tasks,) the latest end of each task that keeps the makespan, from the last task backwards."""
+    latest = np.full(len(order), makespan)
+    for k in range(len(order) - 1, -1, -1):
+        task = order[k]
+        for j in range(output_start[task], output_start[task + 1]):
+            other = outputs[j]
+            latest[task] = min(latest[task], latest[other] - duration[other])
+    return latest
