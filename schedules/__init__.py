@@ -28,6 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from simpipe.simulator.costs.given import Costs
 from simpipe.simulator.errors import ProgramError, ScheduleError, SimpipeError
 from simpipe.simulator.program import MAX_ACTIONS, Program, Row
 
@@ -77,6 +78,11 @@ class Schedule:
             for name, parameter in inspect.signature(self.order).parameters.items()
             if name not in ("rank", "ranks", "microbatches")
         }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name, summary, options with their defaults, and the closed formula's text and domain."""
+        formula = self.bubble and {"text": self.bubble.text, "domain": self.bubble.domain}
+        return {"name": self.name, "summary": self.summary, "options": self.options, "formula": formula}
 
     def program(self, ranks: int, microbatches: int, chunks: int | None = None, **options: Any) -> Program:
         """The schedule at a size. Raises ScheduleError where the size or an option does not fit."""
@@ -154,6 +160,46 @@ def catalogue() -> dict[str, Schedule]:
     modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
     schedules = [_describe(module, module.__name__.rpartition(".")[2]) for module in modules]
     return {schedule.name: schedule for schedule in sorted(schedules, key=lambda s: s.name)}
+
+
+class ClosedForm(NamedTuple):
+    """A schedule's formula evaluated: seconds of bubble on the rank that idles most, and whether that is exact.
+
+    `outside` says which of its conditions does not hold, empty where all do.
+    """
+
+    text: str
+    domain: str
+    seconds: float
+    outside: str
+
+
+def closed_form(name_or_path: str | Path, program: Program, costs: Costs) -> ClosedForm | None:
+    """The schedule's closed formula for these costs; None where it has none or costs differ by stage."""
+    if str(name_or_path).endswith(".csv"):
+        return None
+    formula, seconds = load(name_or_path).bubble, costs.numbers()
+    if formula is None or seconds is None:
+        return None
+    case = Case(P=program.ranks, M=program.microbatches, v=program.chunks, **seconds)
+    reasons = [] if costs.is_compute_only else ["it knows no communication and no optimizer step"]
+    reasons += [] if formula.holds(case) else [f"it is exact for {formula.domain}"]
+    return ClosedForm(formula.text, formula.domain, float(formula.seconds(case)), "; ".join(reasons))
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Split `interleaved-1f1b:chunks=4,group=8` into the name or path and its options."""
+    name, colon, tail = text.rpartition(":")
+    if not colon or "=" not in tail:
+        return text, {}
+    options: dict[str, Any] = {}
+    words = {"true": True, "false": False}
+    for part in tail.split(","):
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        if value not in words and not value.isdecimal():
+            raise ScheduleError(f"schedule option {part!r} is not of the form name=whole number or name=true, as group=8")
+        options[key] = words[value] if value in words else int(value)
+    return name, options
 
 
 def _describe(module: ModuleType, source: str) -> Schedule:

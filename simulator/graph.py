@@ -167,7 +167,7 @@ class Loads:
     latency: (rows, tasks) seconds before a task's work begins. work: (rows, tasks) seconds of computation, or
     bytes where the task has a route. capacity: (rows, links) bytes/s of each link, infinity allowed.
     held: (rows, tasks) share of its ranks' SMs that a task holds while it runs, on every stream it occupies.
-    slowed: (rows, tasks) how much of the held share a computation loses: its speed is 1 - slowed x held.
+    slowed: (rows, tasks) how much of what is held on its `rank` a computation loses: its speed is 1 - slowed x held.
     activation: (rows, actions) bytes that an F keeps until its backward. release: (rows,) the share of it freed
     by I rather than W. parameters: (rows, stages) bytes.
     """

@@ -91,6 +91,14 @@ class Trace:
             path.append(before)
         return path[::-1]
 
+    @cached_property
+    def critical_seconds(self) -> dict[str, float]:
+        """Seconds of the critical path by kind of task; they add up to the makespan."""
+        path = np.array(self.critical_path, np.int64)
+        word = self.graph.word[path]
+        seconds = np.bincount(word, self.end[path] - self.start[path], len(WORDS))
+        return {WORDS[w]: float(seconds[w]) for w in np.unique(word)}
+
     def last_inputs(self, tasks: Ints) -> Ints:
         """The last-arriving input of each of some tasks, the earlier task where several tie; -1 for none."""
         start, items = self.graph.inputs

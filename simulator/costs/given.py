@@ -92,7 +92,13 @@ class Costs:
             raise CostsError(f"{path} cannot be read: {error.strerror}") from None
         return _costs_of(given, str(path))
 
-    def case(self, ranks: int) -> dict[str, float] | None:
+    @property
+    def is_compute_only(self) -> bool:
+        """Whether nothing but computation takes time: free links and no step at the end."""
+        free = not np.any(self.message_bytes) or math.isinf(self.bandwidth)
+        return free and self.p2p == 0 and self.exchange == "async" and self.optimizer == 0 and not self.barrier
+
+    def numbers(self) -> dict[str, float] | None:
         """F, I, W, B and FB per 1/P of the layers where they are plain numbers, else None (no closed formula)."""
         if not all(isinstance(c, int | float) for c in (self.F, self.I, self.W)):
             return None

@@ -24,17 +24,8 @@ def times(graph: Graph, loads: Loads) -> tuple[Floats, Floats]:
         return starts, ends
     numbers = (loads.latency, loads.work, loads.held, loads.slowed, loads.capacity)
     rows = [np.ascontiguousarray(part) for part in numbers]
-    ranks = _first_ranks(graph)
     kernels.announce(contended)
-    return contended(*graph.outputs, graph.waits, *graph.streams, graph.stream_rank, ranks, *graph.route, *rows)  # type: ignore[no-any-return]
-
-
-def _first_ranks(graph: Graph) -> Ints:
-    """(tasks,) the rank of each task's first stream, or its own where it has none."""
-    ranks = graph.rank.copy()
-    on = np.flatnonzero(np.diff(graph.streams.start) > 0)
-    ranks[on] = graph.stream_rank[graph.streams.items[graph.streams.start[on]]]
-    return ranks
+    return contended(*graph.outputs, graph.waits, *graph.streams, graph.stream_rank, graph.rank, *graph.route, *rows)  # type: ignore[no-any-return]
 
 
 def longest_path(order: Ints, input_start: Ints, inputs: Ints, durations: Floats) -> tuple[Floats, Floats]:

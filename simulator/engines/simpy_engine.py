@@ -123,7 +123,8 @@ class Machine:
         routes = [_items(graph.route, task) for task in range(graph.tasks)]
         self.routed = [bool(route) for route in routes]
         self.routes = [[link for link in route if np.isfinite(self.capacity[link])] for route in routes]
-        self.ranks = [graph.stream_rank[_items(graph.streams, task)].tolist() for task in range(graph.tasks)]
+        self.rank = graph.rank.tolist()
+        self.holds_on = [graph.stream_rank[_items(graph.streams, task)].tolist() for task in range(graph.tasks)]
         self.running: dict[int, float] = {}  # tasks that hold SMs, and the share they hold
         self.left: dict[int, float] = {}  # work left of the tasks under way
         self.speed: dict[int, float] = {}
@@ -202,10 +203,10 @@ class Machine:
         """Seconds of work per second of every computation under way."""
         held: dict[int, float] = {}
         for task, share in self.running.items():
-            for rank in self.ranks[task]:
+            for rank in self.holds_on[task]:
                 held[rank] = held.get(rank, 0.0) + share
         computing = [task for task in self.left if not self.routed[task]]
-        return {t: max(1 - self.slowed[t] * held.get(self.ranks[t][0], 0.0), SLOWEST) for t in computing}
+        return {t: max(1 - self.slowed[t] * held.get(self.rank[t], 0.0), SLOWEST) for t in computing}
 
 
 def _call(event: simpy.Event, function: Callable[[simpy.Event], None]) -> None:
