@@ -51,7 +51,7 @@ class Case(NamedTuple):
 
 
 class Formula(NamedTuple):
-    """A closed formula for the bubble of the rank that idles most, and where it is exact."""
+    """A closed formula for the bubble of the rank that idles most, and where it is exact: "always", or "for ..."."""
 
     text: str
     seconds: Callable[[Case], float]
@@ -183,7 +183,7 @@ def closed_form(name_or_path: str | Path, program: Program, costs: Costs) -> Clo
         return None
     case = Case(P=program.ranks, M=program.microbatches, v=program.chunks, **seconds)
     reasons = [] if costs.is_compute_only else ["it knows no communication and no optimizer step"]
-    reasons += [] if formula.holds(case) else [f"it is exact for {formula.domain}"]
+    reasons += [] if formula.holds(case) else [f"it is exact {formula.domain}"]
     return ClosedForm(formula.text, formula.domain, float(formula.seconds(case)), "; ".join(reasons))
 
 
@@ -197,7 +197,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     for part in tail.split(","):
         key, _, value = (piece.strip() for piece in part.partition("="))
         if value not in words and not value.isdecimal():
-            raise ScheduleError(f"schedule option {part!r} is not of the form name=whole number or name=true, as group=8")
+            raise ScheduleError(f"schedule option {part!r} is not name=whole number or name=true, as group=8")
         options[key] = words[value] if value in words else int(value)
     return name, options
 

@@ -12,7 +12,7 @@ from simpipe.simulator.program import Action, B, F
 
 NAME = "interleaved-1f1b"
 
-BUBBLE = Formula("(P-1)(F+B)/v", lambda c: (c.P - 1) * (c.F + c.B) / c.v, "M >= P", lambda c: c.M >= c.P)
+BUBBLE = Formula("(P-1)(F+B)/v", lambda c: (c.P - 1) * (c.F + c.B) / c.v, "for M >= P", lambda c: c.M >= c.P)
 
 
 def check(ranks: int, microbatches: int, group: int | None = None) -> None:

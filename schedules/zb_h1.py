@@ -14,7 +14,7 @@ NAME = "zb-h1"
 BUBBLE = Formula(
     "(P-1)(F+B-2W)",
     lambda c: (c.P - 1) * (c.F + c.B - 2 * c.W),
-    "F >= W and I >= W",
+    "for F >= W and I >= W",
     lambda c: c.F >= c.W and c.I >= c.W,
 )
 

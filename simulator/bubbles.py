@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
 from simpipe.simulator.graph import ACTIVATION, BARRIER, INTERVAL
 from simpipe.simulator.kernels import Floats, Ints
 from simpipe.simulator.trace import Trace

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
 from simpipe.simulator import kernels
 from simpipe.simulator.errors import ProgramError
 from simpipe.simulator.kernels import Floats, Ints
@@ -23,11 +24,10 @@ from simpipe.simulator.program import Program
 STREAMS = ("compute", "weight-gradient", "expert-parallel", "pipeline", "data-parallel", "host")
 """Streams a rank can have. Messages between ranks occupy none; views show them on `pipeline`."""
 
-WORDS = ("F", "I", "W", "B", "F&B", "activation", "gradient", "barrier", "optimizer")
-"""What a task is: the action or overlapped pair it runs, the message it carries, or a part of the step's end."""
+WORDS = ("F", "I", "W", "B", "F&B", "activation", "gradient", "sync", "barrier", "optimizer")
+"""What a task is: of an action, of a whole overlapped pair, a message, a sync, or a part of the step's end."""
 
-ACTIVATION, GRADIENT, BARRIER, OPTIMIZER = 5, 6, 7, 8
-OVERLAPPED = 4
+OVERLAPPED, ACTIVATION, GRADIENT, SYNC, BARRIER, OPTIMIZER = 4, 5, 6, 7, 8, 9
 
 SLOWEST = 0.01
 """A computation beside communication keeps at least this share of its speed, however many SMs are held."""
@@ -79,9 +79,12 @@ class Graph:
     stream_rank: Ints
     stream_name: Ints
     links: int
+    link_kinds: tuple[str, ...]
     word: Ints
     action: Ints
     partner: Ints
+    operation: Ints
+    operations: tuple[str, ...]
     slot: Ints
     slot_rank: Ints
 
@@ -149,6 +152,8 @@ class Graph:
         program, word = self.program, int(self.word[task])
         if word == BARRIER:
             return "the barrier"
+        if word == SYNC:
+            return f"{self.operations[self.operation[task]]} on rank {self.rank[task]}"
         if word == OPTIMIZER:
             return f"the optimizer on rank {self.rank[task]}"
         name = program.action_text(int(self.action[task]))
@@ -165,7 +170,8 @@ class Loads:
     """The numbers of a Graph: one row a configuration, sample or replica, all of them runs of the same structure.
 
     latency: (rows, tasks) seconds before a task's work begins. work: (rows, tasks) seconds of computation, or
-    bytes where the task has a route. capacity: (rows, links) bytes/s of each link, infinity allowed.
+    bytes where the task has a route. weight: (rows, route items) bytes on that link for each byte of work.
+    capacity: (rows, links) bytes/s of each link, infinity allowed.
     held: (rows, tasks) share of its ranks' SMs that a task holds while it runs, on every stream it occupies.
     slowed: (rows, tasks) how much of what is held on its `rank` a computation loses: its speed is 1 - slowed x held.
     activation: (rows, actions) bytes that an F keeps until its backward. release: (rows,) the share of it freed
@@ -174,6 +180,7 @@ class Loads:
 
     latency: Floats
     work: Floats
+    weight: Floats
     capacity: Floats
     held: Floats
     slowed: Floats

@@ -1,134 +1,273 @@
 """Lowering: Program and costs become a Graph (structure) and Loads (numbers).
 
-Every slot is one task on its rank's compute stream, every dependency that leaves a rank a message. A slot's
-results leave when it ends. Dependencies within a rank need no edge: the order of its slots keeps them.
+A slot becomes the tasks of its template, every dependency that leaves a rank a message. A slot's results leave when
+its last task ends. Dependencies within a rank need no edge: the order of its slots keeps them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
-from simpipe.simulator.costs.given import Costs, Exchange
+from numpy.typing import NDArray
+
 from simpipe.simulator.errors import CostsError
-from simpipe.simulator.graph import ACTIVATION, BARRIER, GRADIENT, OPTIMIZER, OVERLAPPED, STREAMS, Graph, Loads, Ragged
-from simpipe.simulator.kernels import Floats, Ints
+from simpipe.simulator.graph import (
+    ACTIVATION,
+    BARRIER,
+    GRADIENT,
+    OPTIMIZER,
+    OVERLAPPED,
+    STREAMS,
+    SYNC,
+    Graph,
+    Loads,
+    Ragged,
+)
+from simpipe.simulator.kernels import Ints
+from simpipe.simulator.plan import Numbers, Operation, Plan, StepCosts
 from simpipe.simulator.program import Kind, Program
 
 
-def lower(program: Program, *costs: Costs) -> tuple[Graph, Loads]:
-    """The Graph of a program and one row of Loads for each of the costs.
+def lower(program: Program, *costs: StepCosts) -> tuple[Graph, Loads]:
+    """The Graph of a program and one row of Loads for each of the costs, which must share one structure.
 
-    The costs must agree on what shapes the graph: `exchange`, `barrier` and whether there is an optimizer step.
-    Raises ProgramError where the program cannot run, CostsError where costs do not fit it.
+    Raises ProgramError where the program cannot run, CostsError where costs do not fit it or each other.
     """
-    shapes = {(cost.exchange, cost.barrier, cost.barrier or cost.optimizer > 0) for cost in costs}
-    if len(shapes) != 1:
-        raise CostsError("costs simulated together must agree on exchange, barrier and having an optimizer step")
-    graph = structure(program, *shapes.pop())
+    plans = [cost.plan(program.check()) for cost in costs]
+    if not all(plan.same_as(plans[0]) for plan in plans):
+        raise CostsError("costs simulated together must agree on operations, exchange, barrier and optimizer step")
+    graph = structure(program, plans[0])
     return graph, loads(graph, costs)
 
 
-def structure(program: Program, exchange: Exchange = "async", barrier: bool = False, optimizer: bool = False) -> Graph:
-    """The Graph: slots first, in the program's order, then messages, then the barrier and the optimizers."""
-    slots, ranks = program.check().slots, program.ranks
-    links = program.dependencies
-    maker, taker = links.source[links.crossing], links.target[links.crossing]
-    sender, receiver = program.action_rank[maker], program.action_rank[taker]
-    message = slots + np.arange(len(maker))
-    end = slots + len(maker)
-    final = np.arange(end, end + barrier)
-    steps = np.arange(end + barrier, end + barrier + ranks * optimizer)
-    step_ranks = np.arange(ranks)[: len(steps)]
-    tasks = end + len(final) + len(steps)
-
-    first = program.slot_start[:-1]
-    paired = np.diff(program.slot_start) == 2
-    occupied = [np.stack([np.arange(slots), program.slot_rank], axis=1)]
-    occupied += [np.stack([np.repeat(final, ranks), np.tile(np.arange(ranks), barrier)], axis=1)]
-    occupied += [np.stack([steps, step_ranks], axis=1)]
-    crossed = np.stack([np.repeat(message, 2), np.stack([sender, ranks + receiver], axis=1).ravel()], axis=1)
-    none = np.full(len(final) + len(steps), -1, np.int64)
-    return Graph(
-        program=program,
-        rank=np.concatenate([program.slot_rank, sender, np.zeros(len(final), np.int64), step_ranks]),
-        streams=_ragged(occupied, tasks),
-        needs=_ragged(_exchanges(program, maker, taker, exchange), tasks),
-        route=_ragged([crossed], tasks),
-        stream_rank=np.arange(ranks),
-        stream_name=np.full(ranks, STREAMS.index("compute")),
-        links=2 * ranks,
-        word=np.concatenate([
-            np.where(paired, OVERLAPPED, program.kind[first]),
-            np.where(links.forward[links.crossing], ACTIVATION, GRADIENT),
-            np.full(len(final), BARRIER), np.full(len(steps), OPTIMIZER),
-        ]),
-        action=np.concatenate([first, maker, none]),
-        partner=np.concatenate([np.where(paired, first + 1, -1), taker, none]),
-        slot=np.concatenate([
-            np.arange(slots), np.full(len(maker) + len(final), -1, np.int64), slots + np.arange(len(steps))
-        ]),
-        slot_rank=np.concatenate([program.slot_rank, step_ranks]),
-    )  # fmt: skip
+def structure(program: Program, plan: Plan) -> Graph:
+    """The Graph: the tasks of slots in the program's order, then messages, syncs, the barrier and the optimizers."""
+    return _Builder(program, plan).graph()
 
 
-def loads(graph: Graph, costs: Sequence[Costs]) -> Loads:
+def loads(graph: Graph, costs: tuple[StepCosts, ...]) -> Loads:
     """One row of numbers for each of the costs."""
-    program = graph.program
-    shape = (len(costs), graph.tasks)
-    latency, work = np.zeros(shape), np.zeros(shape)
-    message = np.flatnonzero(graph.message)
+    program, rows = graph.program, len(costs)
+    latency, work, held, slowed = (np.zeros((rows, graph.tasks)) for _ in range(4))
+    weight = np.ones((rows, len(graph.route.items)))
+    capacity = np.full((rows, graph.links), np.inf)
     for row, cost in enumerate(costs):
-        work[row, : program.slots] = cost.per_slot(program)
-        latency[row, message] = cost.p2p
-        work[row, message] = cost.message(program, graph.action[message])
-        work[row, graph.word == OPTIMIZER] = cost.optimizer
+        cost.fill(graph, Numbers(*(part[row] for part in (latency, work, weight, capacity, held, slowed))))
     return Loads(
-        latency=latency,
-        work=work,
-        capacity=_rows([np.full(graph.links, cost.bandwidth) for cost in costs]),
-        held=np.broadcast_to(0.0, shape),
-        slowed=np.broadcast_to(0.0, shape),
-        activation=_rows([cost.activation(program) for cost in costs]),
-        release=_rows([np.array(cost.released_by_input) for cost in costs]),
-        parameters=_rows([cost.parameters(program) for cost in costs]),
+        latency,
+        work,
+        weight,
+        capacity,
+        held,
+        slowed,
+        activation=np.stack([cost.activation(program) for cost in costs]),
+        release=np.array([cost.release for cost in costs]),
+        parameters=np.stack([cost.parameters(program) for cost in costs]),
     )
 
 
-def _rows(parts: Sequence[Floats]) -> Floats:
-    return np.stack(parts)
+class _Messages(NamedTuple):
+    """Messages between ranks: the actions that make and take each, and their slots' ranks."""
+
+    maker: Ints
+    taker: Ints
+    forward: NDArray[np.bool_]
+    sender: Ints
+    receiver: Ints
 
 
-def _ragged(edges: Sequence[Ints], tasks: int) -> Ragged:
+class _Builder:
+    """The state of one lowering: where each slot's tasks begin, and the edges found so far."""
+
+    def __init__(self, program: Program, plan: Plan) -> None:
+        self.program, self.plan = program, plan
+        links = program.dependencies
+        maker, taker = links.source[links.crossing], links.target[links.crossing]
+        at = program.action_rank
+        self.messages = _Messages(maker, taker, links.forward[links.crossing], at[maker], at[taker])
+        sizes = np.array([len(template) for template in plan.templates])[plan.template_of]
+        self.first = np.concatenate([[0], np.cumsum(sizes)])  # of each slot's tasks
+        self.last = self.first[1:] - 1
+        self.message = self.first[-1] + np.arange(len(maker))
+        after = self.first[-1] + len(maker)
+        self.sync = after + np.arange(len(plan.syncs))
+        self.barrier = after + len(plan.syncs) + np.arange(plan.barrier)
+        ranks = program.ranks * plan.optimizer
+        self.optimizer = after + len(plan.syncs) + plan.barrier + np.arange(ranks)
+        self.tasks = int(after + len(plan.syncs) + plan.barrier + ranks)
+        self.names = [name for name in STREAMS if name in self._used_streams()]
+
+    def graph(self) -> Graph:
+        program, plan, messages = self.program, self.plan, self.messages
+        operation, part = self._by_task(lambda op: self.operations.index(op.name)), self._by_task(lambda op: op.part)
+        slot = np.repeat(np.arange(program.slots), np.diff(self.first))
+        paired = np.diff(program.slot_start)[slot] == 2
+        action = program.slot_start[slot] + np.maximum(part, 0)
+        whole = paired & (part < 0)
+        others = [len(messages.maker), len(plan.syncs), len(self.barrier), len(self.optimizer)]
+        none = np.full(sum(others[1:]), -1)
+        tail = np.repeat([SYNC, BARRIER, OPTIMIZER], others[1:])
+        step_slot = program.slots + np.arange(len(self.optimizer))
+        sync_name = np.array([self.operations.index(sync.name) for sync in plan.syncs], np.int64)
+        sync_rank = np.array([sync.ranks[0] for sync in plan.syncs], np.int64)
+        ranks = np.arange(program.ranks)
+        return Graph(
+            program=program,
+            rank=np.concatenate([
+                program.slot_rank[slot], messages.sender, sync_rank, np.zeros(len(self.barrier), np.int64),
+                ranks[: len(self.optimizer)],
+            ]),
+            streams=self._streams(),
+            needs=self._needs(),
+            route=self._routes(),
+            stream_rank=np.repeat(ranks, len(self.names)),
+            stream_name=np.tile([STREAMS.index(name) for name in self.names], program.ranks),
+            links=len(plan.links) * program.ranks,
+            link_kinds=plan.links,
+            word=np.concatenate([
+                np.where(whole, OVERLAPPED, program.kind[action]),
+                np.where(messages.forward, ACTIVATION, GRADIENT), tail,
+            ]),
+            action=np.concatenate([action, messages.maker, none]),
+            partner=np.concatenate([np.where(whole, action + 1, -1), messages.taker, none]),
+            operation=np.concatenate([
+                operation, np.zeros(others[0], np.int64), sync_name, np.zeros(sum(others[2:]), np.int64)
+            ]),
+            operations=tuple(self.operations),
+            slot=np.concatenate([slot, np.full(sum(others[:3]), -1), step_slot]),
+            slot_rank=np.concatenate([program.slot_rank, ranks[: len(self.optimizer)]]),
+        )  # fmt: skip
+
+    @property
+    def operations(self) -> list[str]:
+        """Names of operations and syncs, the empty one first."""
+        named = [op.name for template in self.plan.templates for op in template]
+        return list(dict.fromkeys(["", *named, *(sync.name for sync in self.plan.syncs)]))
+
+    def _used_streams(self) -> set[str]:
+        used = {stream for template in self.plan.templates for op in template for stream in op.streams}
+        return used | {"compute"} | {sync.stream for sync in self.plan.syncs}
+
+    def _slots_of(self, template: int) -> Ints:
+        return np.flatnonzero(self.plan.template_of == template)
+
+    def _each_operation(self) -> Iterator[tuple[Operation, Ints, Ints]]:
+        """Every operation with the tasks it became and the slots of those."""
+        for number, template in enumerate(self.plan.templates):
+            slots = self._slots_of(number)
+            for index, operation in enumerate(template):
+                yield operation, self.first[slots] + index, slots
+
+    def _by_task(self, value: Callable[[Operation], int]) -> Ints:
+        """(tasks of slots,) a value of each one's operation."""
+        found = np.empty(self.first[-1], np.int64)
+        for operation, tasks, _ in self._each_operation():
+            found[tasks] = value(operation)
+        return found
+
+    def _stream(self, rank: Ints | int, name: str) -> Ints:
+        return np.asarray(rank * len(self.names) + self.names.index(name))
+
+    def _link(self, rank: Ints | int, kind: str) -> Ints:
+        return np.asarray(rank * len(self.plan.links) + self.plan.links.index(kind))
+
+    def _streams(self) -> Ragged:
+        """What each task occupies; the barrier and an optimizer step their ranks' compute streams."""
+        ranks = np.arange(self.program.ranks)
+        pairs = [
+            _pairs(tasks, self._stream(self.program.slot_rank[slots], name))
+            for operation, tasks, slots in self._each_operation()
+            for name in operation.streams
+        ]
+        for task, sync in zip(self.sync, self.plan.syncs, strict=True):
+            pairs += [_pairs(task, self._stream(np.array(sync.ranks), sync.stream))]
+        pairs += [_pairs(task, self._stream(ranks, "compute")) for task in self.barrier]
+        pairs += [_pairs(self.optimizer, self._stream(ranks[: len(self.optimizer)], "compute"))]
+        return _ragged(pairs, self.tasks)
+
+    def _routes(self) -> Ragged:
+        """The links of each task, in the order of their kinds; a message leaves its sender and enters its receiver."""
+        slot_rank, (leaves, enters) = self.program.slot_rank, self.plan.message_links
+        pairs = [
+            _pairs(tasks, self._link(slot_rank[slots], kind))
+            for operation, tasks, slots in self._each_operation()
+            for kind in operation.links
+        ]
+        pairs += [_pairs(self.message, self._link(self.messages.sender, leaves))]
+        pairs += [_pairs(self.message, self._link(self.messages.receiver, enters))]
+        for task, sync in zip(self.sync, self.plan.syncs, strict=True):
+            pairs += [_pairs(task, self._link(np.array(sync.ranks), kind)) for kind in sync.links]
+        return _ragged(pairs, self.tasks)
+
+    def _needs(self) -> Ragged:
+        """What each task waits for besides its streams."""
+        pairs = [
+            _pairs(tasks, tasks - index + need)
+            for template_number, template in enumerate(self.plan.templates)
+            for index, operation in enumerate(template)
+            for tasks in (self.first[self._slots_of(template_number)] + index,)
+            for need in operation.needs
+        ]
+        made, taken = self.program.action_slot[self.messages.maker], self.program.action_slot[self.messages.taker]
+        pairs += [_pairs(self.message, self.last[made]), *self._before(taken, self.message)]
+        if self.plan.exchange == "blocking":
+            pairs += self._rendezvous(made, taken)
+        for task, sync in zip(self.sync, self.plan.syncs, strict=True):
+            pairs += [_pairs(task, self.last[np.array(sync.after, np.int64)])]
+            pairs += self._before(np.array(sync.before, np.int64), np.full(len(sync.before), task))
+            if not sync.before:
+                ends = self.barrier if len(self.barrier) else self.optimizer[list(sync.ranks)[: len(self.optimizer)]]
+                pairs += [_pairs(ends, task)]
+        return _ragged(pairs, self.tasks)
+
+    def _before(self, slots: Ints, tasks: Ints) -> list[Ints]:
+        """The first tasks of some slots each wait for the task beside it: all that wait for nothing in their slot."""
+        found = []
+        for number, template in enumerate(self.plan.templates):
+            here = np.flatnonzero(self.plan.template_of[slots] == number)
+            for index, operation in enumerate(template):
+                if not operation.needs:
+                    found.append(_pairs(self.first[slots[here]] + index, tasks[here]))
+        return found
+
+    def _rendezvous(self, made: Ints, taken: Ints) -> list[Ints]:
+        """A blocking message waits for both ends to come to it and holds the next slot of both."""
+        program, messages = self.program, self.messages
+        sent, received = _boundaries(program, messages.maker, messages.taker, made, taken)
+        pairs = []
+        for rank, at in ((messages.sender, sent), (messages.receiver, received)):
+            inside = at > program.rank_start[rank]
+            pairs.append(_pairs(self.message[inside], self.last[at[inside] - 1]))
+            inside = at < program.rank_start[rank + 1]
+            pairs += self._before(at[inside], self.message[inside])
+        return pairs
+
+
+def _pairs(task: Ints | int, item: Ints | int) -> Ints:
+    """(n, 2) of a task and an item of it."""
+    return np.stack(np.broadcast_arrays(task, item), axis=-1).reshape(-1, 2)
+
+
+def _ragged(edges: list[Ints], tasks: int) -> Ragged:
     """Lists by task from (task, item) pairs."""
-    pairs = np.concatenate(edges)
+    pairs = np.concatenate([np.empty((0, 2), np.int64), *edges])
     return Ragged.grouped(pairs[:, 0], pairs[:, 1], tasks)
 
 
-def _exchanges(program: Program, maker: Ints, taker: Ints, exchange: Exchange) -> list[Ints]:
-    """Who waits for whom around each message, as (task, task it needs) pairs.
+def _boundaries(program: Program, maker: Ints, taker: Ints, made: Ints, taken: Ints) -> tuple[Ints, Ints]:
+    """Before which slot of the sender and of the receiver each blocking message is exchanged.
 
-    An asynchronous message leaves when its maker's slot ends, and its taker's slot waits for it. A blocking one
-    also waits for the receiver to come to it, and holds the sender's next slot. Where the order says where
-    messages are posted, that holds, and the rest is posted right beside maker and taker. Where it does not, a
-    receive is posted as soon as a free-running pipeline with F = I = W would have made the message: later would
-    block, and in most schedules deadlock, its sender.
+    Where the order says where messages are posted, that holds, and the rest is posted right beside maker and taker.
+    Where it does not, a receive is posted as soon as a free-running pipeline with F = I = W would have made the
+    message: later would block, and in most schedules deadlock, its sender.
     """
-    source, target = program.action_slot[maker], program.action_slot[taker]
-    message = program.slots + np.arange(len(maker))
-    pairs = [np.stack([message, source], axis=1), np.stack([target, message], axis=1)]
-    if exchange == "async":
-        return pairs
-    sent, received = source + 1, _early_receives(program, source, target)
-    if program.posts:
-        received = target.copy()
-        _apply_posts(program, maker, taker, sent, received)
-    for rank, at in ((program.action_rank[maker], sent), (program.action_rank[taker], received)):
-        inside = at > program.rank_start[rank]
-        pairs.append(np.stack([message[inside], at[inside] - 1], axis=1))
-        inside = at < program.rank_start[rank + 1]
-        pairs.append(np.stack([at[inside], message[inside]], axis=1))
-    return pairs
+    if not program.posts:
+        return made + 1, _early_receives(program, made, taken)
+    sent, received = made + 1, taken.copy()
+    _apply_posts(program, maker, taker, sent, received)
+    return sent, received
 
 
 def _apply_posts(program: Program, maker: Ints, taker: Ints, sent: Ints, received: Ints) -> None:

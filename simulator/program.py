@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
 from simpipe.simulator import kernels
 from simpipe.simulator.errors import ProgramError
 from simpipe.simulator.kernels import Ints
@@ -154,7 +155,7 @@ class Program:
         are skipped. Raises ProgramError with row and cell.
         """
         try:
-            rows = [row for row in csv.reader(io.StringIO(text.removeprefix("\ufeff"))) if row]
+            rows = [row for row in csv.reader(io.StringIO(text.removeprefix("\ufeff")), strict=True) if row]
         except csv.Error as error:
             raise ProgramError(f"{source} is not comma-separated text: {error}") from None
         if not rows:
@@ -235,8 +236,9 @@ class Program:
     @cached_property
     def placement(self) -> tuple[tuple[int, ...], ...]:
         """The stages each rank holds, ascending: what its list says it runs."""
-        held = np.unique(np.stack([self.action_rank, self.stage], axis=1), axis=0)
-        return tuple(tuple(held[held[:, 0] == rank, 1].tolist()) for rank in range(self.ranks))
+        held = np.zeros((self.ranks, self.stages), bool)
+        held[self.action_rank, self.stage] = True
+        return tuple(tuple(np.flatnonzero(row).tolist()) for row in held)
 
     @property
     def chunks(self) -> int:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
 from simpipe.simulator import bubbles
 from simpipe.simulator.trace import Trace
 

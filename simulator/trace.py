@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
 from simpipe.simulator import engines, kernels
 from simpipe.simulator.costs.given import Costs
 from simpipe.simulator.graph import OVERLAPPED, STREAMS, WORDS, Engine, Graph, Loads
@@ -86,9 +87,10 @@ class Trace:
     @cached_property
     def critical_path(self) -> list[int]:
         """The tasks of one chain that lasts as long as the run: from its end back, the last input of each."""
+        start, items = self.graph.inputs
         path = [int(np.argmax(self.end))] if self.graph.tasks else []
-        while (before := int(self.last_inputs(np.array(path[-1:]))[0])) >= 0:
-            path.append(before)
+        while len(inputs := items[start[path[-1]] : start[path[-1] + 1]]):
+            path.append(int(inputs[np.argmax(self.end[inputs])]))
         return path[::-1]
 
     @cached_property
@@ -145,11 +147,12 @@ class Trace:
         return float(self.loads.release[self.row])
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per action, message and step task, in task order; an F&B slot's two rows share `slot`.
+        """A row per action (or operation of one), message and step task, in task order.
 
-        Columns: task, rank, stream, kind (F, I, W, B, activation, gradient, barrier, optimizer), stage and
-        microbatch (-1 for none), start and end in seconds, slot (-1 for none), peer (the rank that a message
-        goes to, else -1), slack in seconds, critical (on the critical path).
+        Columns: task, rank, stream, kind (F, I, W, B, activation, gradient, sync, barrier, optimizer), operation
+        (empty where a slot is one task), stage and microbatch (-1 for none), start and end in seconds, slot (-1 for
+        none; the two rows of an F&B slot that is one task share it), peer (the rank that a message goes to, else -1),
+        slack in seconds, critical (on the critical path). Tasks that only end a slot are left out.
         """
         import pandas as pd
 
@@ -173,6 +176,7 @@ class Trace:
                 "rank": graph.rank[shown],
                 "stream": _words(stream[shown], STREAMS),
                 "kind": _words(kind, WORDS),
+                "operation": _words(graph.operation[shown], graph.operations),
                 "stage": np.where(has, program.stage[action], -1),
                 "microbatch": np.where(has, program.microbatch[action], -1),
                 "start": self.start[shown],

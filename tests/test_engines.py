@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from simpipe import Costs, program
 from simpipe.simulator import engines
 from simpipe.simulator.errors import ProgramError
@@ -30,6 +31,9 @@ def graph_of(
         stream_rank=np.array(stream_rank, np.int64),
         stream_name=np.zeros(len(stream_rank), np.int64),
         links=links,
+        link_kinds=(),
+        operation=np.zeros(tasks, np.int64),
+        operations=("",),
         word=np.full(tasks, ACTIVATION),
         action=np.zeros(tasks, np.int64),
         partner=np.zeros(tasks, np.int64),
@@ -38,12 +42,24 @@ def graph_of(
     )
 
 
-def loads_of(work: Any, latency: Any = 0.0, capacity: Any = (), held: Any = 0.0, slowed: Any = 0.0) -> Loads:
+def loads_of(
+    work: Any, latency: Any = 0.0, capacity: Any = (), held: Any = 0.0, slowed: Any = 0.0, weight: Any = ()
+) -> Loads:
     """Loads of one row; single numbers stand for all tasks."""
     size = len(work)
     full = [np.broadcast_to(np.asarray(part, float), (1, size)).copy() for part in (latency, work, held, slowed)]
     empty = np.zeros((1, 0))
-    return Loads(full[0], full[1], np.array([capacity], float), full[2], full[3], empty, np.zeros(1), empty)
+    return Loads(
+        full[0],
+        full[1],
+        np.array([weight], float),
+        np.array([capacity], float),
+        full[2],
+        full[3],
+        empty,
+        np.zeros(1),
+        empty,
+    )
 
 
 def ends(graph: Graph, loads: Loads, engine: engines.Engine) -> list[float]:
@@ -70,32 +86,40 @@ def test_a_task_on_two_streams_waits_to_head_both_and_holds_both(engine: engines
 @both
 def test_two_equal_transfers_share_a_link(engine: engines.Engine) -> None:
     graph = graph_of([[], []], [[], []], [[0], [0]], [0], links=1)
-    assert ends(graph, loads_of([6, 6], capacity=[2]), engine) == [6, 6]
+    assert ends(graph, loads_of([6, 6], capacity=[2], weight=[1, 1]), engine) == [6, 6]
 
 
 @both
 def test_a_transfer_speeds_up_when_its_neighbour_has_ended(engine: engines.Engine) -> None:
     graph = graph_of([[], []], [[], []], [[0], [0]], [0], links=1)
-    assert ends(graph, loads_of([2, 6], capacity=[2]), engine) == [2, 4]
+    assert ends(graph, loads_of([2, 6], capacity=[2], weight=[1, 1]), engine) == [2, 4]
 
 
 @both
 def test_shares_are_max_min_fair(engine: engines.Engine) -> None:
     """Links of 1 and 10 bytes/s: the flow on both gets 1/2, and the one on the second link alone the other 9.5."""
     graph = graph_of([[], [], []], [[]] * 3, [[0], [0, 1], [1]], [0], links=2)
-    assert ends(graph, loads_of([1, 1, 19], capacity=[1, 10]), engine) == [2, 2, 2]
+    assert ends(graph, loads_of([1, 1, 19], capacity=[1, 10], weight=[1] * 4), engine) == [2, 2, 2]
 
 
 @both
 def test_latency_is_pure_delay_before_the_bytes(engine: engines.Engine) -> None:
     graph = graph_of([[], []], [[], []], [[0], [0]], [0], links=1)
-    assert ends(graph, loads_of([4, 4], latency=[0, 2], capacity=[2]), engine) == [2, 4]
+    assert ends(graph, loads_of([4, 4], latency=[0, 2], capacity=[2], weight=[1, 1]), engine) == [2, 4]
 
 
 @both
 def test_infinite_links_take_no_time(engine: engines.Engine) -> None:
     graph = graph_of([[], []], [[], []], [[0], [1]], [0], links=2)
-    assert ends(graph, loads_of([4, 4], capacity=[2, math.inf]), engine) == [2, 0]
+    assert ends(graph, loads_of([4, 4], capacity=[2, math.inf], weight=[1, 1]), engine) == [2, 0]
+
+
+@both
+def test_a_transfer_may_weigh_differently_on_its_links(engine: engines.Engine) -> None:
+    """Half of its bytes cross the second link, so that the first one limits it: 12 bytes at 3 bytes/s."""
+    graph = graph_of([[]], [[]], [[0, 1]], [0], links=2)
+    assert ends(graph, loads_of([12], capacity=[3, 2], weight=[1, 0.5]), engine) == [4]
+    assert ends(graph, loads_of([12], capacity=[3, 2], weight=[0, 1]), engine) == [6]
 
 
 @both
@@ -159,7 +183,9 @@ def worlds(draw: st.DrawFn) -> tuple[Graph, Loads]:
     held = draw(st.lists(st.sampled_from([0, 0, 0.15, 0.5]), min_size=size, max_size=size))
     slowed = draw(st.lists(st.sampled_from([0, 1, 1.3]), min_size=size, max_size=size))
     capacity = draw(st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.7, math.inf]), min_size=links, max_size=links))
-    return graph, loads_of(each[0], each[1], capacity, held, slowed)
+    items = len(graph.route.items)
+    weight = draw(st.lists(st.sampled_from([1.0, 1.0, 0.0, 0.4, 3.0]), min_size=items, max_size=items))
+    return graph, loads_of(each[0], each[1], capacity, held, slowed, weight)
 
 
 @settings(max_examples=400, deadline=None)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from simpipe import Costs, Program, Summary, program, schedules, simulate, summarize
 from simpipe.simulator import bubbles
 from simpipe.simulator.graph import WORDS

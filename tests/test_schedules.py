@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from simpipe import schedules
 from simpipe.simulator.errors import ScheduleError
 from simpipe.simulator.program import KINDS, Action, Kind, Program, Slot

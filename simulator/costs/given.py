@@ -13,15 +13,17 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
+
 from simpipe.simulator.errors import CostsError
+from simpipe.simulator.graph import OPTIMIZER, Graph
 from simpipe.simulator.kernels import Floats, Ints
+from simpipe.simulator.plan import WHOLE, Exchange, Numbers, Plan
 from simpipe.simulator.program import Kind, Program
 
 Cost = float | Sequence[float] | Sequence[Sequence[float]] | Floats
-Exchange = Literal["async", "blocking"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +146,27 @@ class Costs:
         """(stages,) bytes of parameters."""
         return _per_stage("parameter_bytes", self.parameter_bytes, program, program.ranks / program.stages)
 
-    def message(self, program: Program, senders: Ints) -> Floats:
-        """Bytes of the message that each of the sending actions makes."""
-        return _per_stage("message_bytes", self.message_bytes, program, 1.0)[program.stage[senders]]
+    @property
+    def release(self) -> float:
+        """The share of an activation that I frees."""
+        return self.released_by_input
+
+    def plan(self, program: Program) -> Plan:
+        """Every slot is one task; an optimizer step where it takes time or has a barrier."""
+        slots = np.zeros(program.slots, np.int64)
+        step = self.barrier or self.optimizer > 0
+        return Plan((WHOLE,), slots, exchange=self.exchange, barrier=self.barrier, optimizer=step)
+
+    def fill(self, graph: Graph, numbers: Numbers) -> None:
+        """Slots take their seconds, messages their latency and bytes."""
+        program = graph.program
+        numbers.work[: program.slots] = self.per_slot(program)
+        numbers.work[graph.word == OPTIMIZER] = self.optimizer
+        message = np.flatnonzero(graph.message)
+        stages = _per_stage("message_bytes", self.message_bytes, program, 1.0)
+        numbers.latency[message] = self.p2p
+        numbers.work[message] = stages[program.stage[graph.action[message]]]
+        numbers.capacity[:] = self.bandwidth
 
 
 _DEPTH = {
@@ -163,8 +183,15 @@ def _check_number(name: str, value: Any, depth: int, infinite: bool, place: str 
     if isinstance(value, Sequence) and not isinstance(value, str):
         if depth == 0:
             raise CostsError(f"cost {name}{place} is a list; it takes a number")
+        if len(value) == 0:
+            raise CostsError(f"cost {name}{place} is an empty list; it takes one number per stage")
         if len({isinstance(part, Sequence) for part in value}) > 1:
             raise CostsError(f"cost {name}{place} mixes numbers and lists")
+        lengths = [len(part) for part in value if isinstance(part, Sequence) and not isinstance(part, str)]
+        if len(set(lengths)) > 1:
+            raise CostsError(
+                f"cost {name} has rows of {lengths[0]} and {min(set(lengths) - {lengths[0]})} micro-batches"
+            )
         for index, part in enumerate(value):
             _check_number(name, part, depth - 1, infinite, f"{place}[{index}]")
     elif isinstance(value, bool) or not isinstance(value, int | float):
@@ -188,8 +215,9 @@ def _costs_of(given: dict[str, Any], source: str) -> Costs:
     known = [field.name for field in fields(Costs)]
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"costs are {', '.join(known)}"
+            lowered = {field.lower(): field for field in known}
+            near = difflib.get_close_matches(name.lower(), lowered, n=1)
+            hint = f"did you mean {lowered[near[0]]}?" if near else f"costs are {', '.join(known)}"
             raise CostsError(f"{source}: unknown cost {name!r}; {hint}")
     try:
         return Costs(**given)

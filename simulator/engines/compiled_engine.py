@@ -11,6 +11,7 @@ from typing import Any
 
 import numba
 import numpy as np
+
 from simpipe.simulator import kernels
 from simpipe.simulator.graph import SLOWEST, Graph, Loads
 from simpipe.simulator.kernels import Floats, Ints
@@ -22,7 +23,7 @@ def times(graph: Graph, loads: Loads) -> tuple[Floats, Floats]:
         durations = np.ascontiguousarray(loads.durations(graph))
         starts, ends = kernels.compiled(longest_path)(graph.order, *graph.inputs, durations)
         return starts, ends
-    numbers = (loads.latency, loads.work, loads.held, loads.slowed, loads.capacity)
+    numbers = (loads.latency, loads.work, loads.held, loads.slowed, loads.weight, loads.capacity)
     rows = [np.ascontiguousarray(part) for part in numbers]
     kernels.announce(contended)
     return contended(*graph.outputs, graph.waits, *graph.streams, graph.stream_rank, graph.rank, *graph.route, *rows)  # type: ignore[no-any-return]
@@ -129,7 +130,7 @@ def _mark(dirty: Any, items: Ints, count: int, item: int) -> int:
 def contended(
     output_start: Ints, outputs: Ints, waits: Ints, stream_start: Ints, streams: Ints, stream_rank: Ints,
     task_rank: Ints, route_start: Ints, route: Ints,
-    latencies: Floats, works: Floats, helds: Floats, sloweds: Floats, capacities: Floats,
+    latencies: Floats, works: Floats, helds: Floats, sloweds: Floats, weights: Floats, capacities: Floats,
 ) -> Any:  # fmt: skip
     """Start and end (rows, tasks) by an event loop; see `times` of the SimPy engine for the rules.
 
@@ -147,7 +148,10 @@ def contended(
 
     for row in range(rows):
         latency, work, held, slowed = latencies[row], works[row], helds[row], sloweds[row]
-        capacity, start, end = capacities[row], starts[row], ends[row]
+        weight, capacity, start, end = weights[row], capacities[row], starts[row], ends[row]
+        shared = np.empty(len(route), np.bool_)  # route entries that limit their transfer
+        for k in range(len(route)):
+            shared[k] = weight[k] > 0 and np.isfinite(capacity[route[k]])
         left = waits.copy()
         phase = np.zeros(tasks, np.int8)
         due = np.full(tasks, np.inf)  # when the task's next event is; an event of another time is void
@@ -170,7 +174,8 @@ def contended(
         dirty_links = np.empty(links, np.int64)
         dirty_ranks = np.empty(ranks, np.int64)
         free = np.empty(links)
-        users = np.empty(links, np.int64)
+        wanted = np.empty(links)  # weights of the transfers on a link that are not settled
+        users = np.empty(links, np.int64)  # and how many there are
         seen = np.zeros(tasks, np.int64)
         settled = np.zeros(tasks, np.int64)
         flows = np.empty(tasks, np.int64)
@@ -216,7 +221,7 @@ def contended(
                 if phase[task] == DELAYED and work[task] > 0:  # its latency is over, its work begins
                     finite = False
                     for k in range(route_start[task], route_start[task + 1]):
-                        finite = finite or np.isfinite(capacity[route[k]])
+                        finite = finite or shared[k]
                     if finite:
                         phase[task] = SHARING
                         rest[task] = work[task]
@@ -224,6 +229,8 @@ def contended(
                         speed[task] = 0.0
                         due[task] = np.inf
                         for k in range(route_start[task], route_start[task + 1]):
+                            if not shared[k]:
+                                continue
                             link = route[k]
                             _link(flow_head, flow_after, flow_before, link, k)
                             dirty_link_count = _mark(link_dirty, dirty_links, dirty_link_count, link)
@@ -249,6 +256,8 @@ def contended(
                     if route_start[task] == route_start[task + 1]:
                         _unlink(slow_head, slow_after, slow_before, task_rank[task], task)
                     for k in range(route_start[task], route_start[task + 1]):
+                        if not shared[k]:
+                            continue
                         link = route[k]
                         _unlink(flow_head, flow_after, flow_before, link, k)
                         dirty_link_count = _mark(link_dirty, dirty_links, dirty_link_count, link)
@@ -291,27 +300,32 @@ def contended(
                 d += 1
                 free[link] = capacity[link]
                 users[link] = 0
+                wanted[link] = 0.0
                 entry = flow_head[link]
                 while entry >= 0:
                     users[link] += 1
+                    wanted[link] += weight[entry]
                     task = route_task[entry]
                     if seen[task] != stamp:
                         seen[task] = stamp
                         flows[flow_count] = task
                         flow_count += 1
                         for k in range(route_start[task], route_start[task + 1]):
-                            other = route[k]
-                            dirty_link_count = _mark(link_dirty, dirty_links, dirty_link_count, other)
+                            if shared[k]:
+                                dirty_link_count = _mark(link_dirty, dirty_links, dirty_link_count, route[k])
                     entry = flow_after[entry]
             unsettled = flow_count
+            settled_at = 0.0  # shares never fall, but for rounding
             while unsettled > 0:
                 tightest = -1
                 share = np.inf
                 for d in range(dirty_link_count):
                     link = dirty_links[d]
-                    if users[link] > 0 and (tightest < 0 or free[link] / users[link] < share):
+                    if users[link] > 0 and (tightest < 0 or free[link] / wanted[link] < share):
                         tightest = link
-                        share = free[link] / users[link]
+                        share = free[link] / wanted[link]
+                share = max(share, settled_at)
+                settled_at = share
                 entry = flow_head[tightest]
                 while entry >= 0:
                     task = route_task[entry]
@@ -321,7 +335,10 @@ def contended(
                     settled[task] = stamp
                     unsettled -= 1
                     for k in range(route_start[task], route_start[task + 1]):
-                        free[route[k]] = max(free[route[k]] - share, 0.0)
+                        if not shared[k]:
+                            continue
+                        free[route[k]] = max(free[route[k]] - share * weight[k], 0.0)
+                        wanted[route[k]] -= weight[k]
                         users[route[k]] -= 1
                     if share != speed[task]:
                         rest[task] -= speed[task] * (now - since[task])

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import simpy
+
 from simpipe.simulator.graph import SLOWEST, Graph, Loads
 from simpipe.simulator.kernels import Floats
 
@@ -39,7 +40,6 @@ class _Run:
     def __init__(self, graph: Graph, loads: Loads, row: int) -> None:
         self.env = simpy.Environment()
         self.latency = loads.latency[row].tolist()
-        self.work = loads.work[row].tolist()
         self.left = graph.waits.tolist()  # inputs that have not ended
         starts = graph.outputs.start.tolist()
         items = graph.outputs.items.tolist()
@@ -49,8 +49,7 @@ class _Run:
         self.end = [0.0] * graph.tasks
         self.streams = [_items(graph.streams, task) for task in range(graph.tasks)]
         self.machine = Machine(self.env, graph, loads, row) if loads.contended(graph) else None
-        routed = (np.diff(graph.route.start) > 0).tolist()
-        self.seconds = [0.0 if r and not self.machine else w for r, w in zip(routed, self.work, strict=True)]
+        self.seconds = loads.durations(graph)[row].tolist()  # of the tasks that the machine does not concern
         for own in _walks(graph):
             self.env.process(self.walk(own))
         for task, streams in enumerate(self.streams):
@@ -65,7 +64,13 @@ class _Run:
             if self.left[task]:
                 self.gate[task] = self.env.event()
                 yield self.gate[task]
-            yield from self.perform(task)
+            if self.machine:
+                yield from self.perform(task)
+            else:
+                self.start[task] = self.env.now
+                if self.seconds[task]:
+                    yield self.env.timeout(self.seconds[task])
+                self.finish(task)
 
     def perform(self, task: int) -> Generator[simpy.Event, Any, None]:
         """A task from start to end."""
@@ -77,8 +82,8 @@ class _Run:
             if done := self.machine.work(task):
                 yield done
             self.machine.leave(task)
-        elif seconds := self.latency[task] + self.seconds[task]:
-            yield self.env.timeout(seconds)
+        elif self.seconds[task]:
+            yield self.env.timeout(self.seconds[task])
         self.finish(task)
 
     def finish(self, task: int) -> None:
@@ -95,8 +100,8 @@ class _Run:
                 self.env.process(self.perform(other))
             else:
                 self.start[other] = self.env.now
-                if seconds := self.latency[other] + self.seconds[other]:
-                    _call(self.env.timeout(seconds, other), self.arrive)
+                if self.seconds[other]:
+                    _call(self.env.timeout(self.seconds[other], other), self.arrive)
                 else:
                     self.finish(other)
 
@@ -120,9 +125,12 @@ class Machine:
         self.held = loads.held[row].tolist()
         self.slowed = loads.slowed[row].tolist()
         self.capacity = loads.capacity[row].tolist()
-        routes = [_items(graph.route, task) for task in range(graph.tasks)]
-        self.routed = [bool(route) for route in routes]
-        self.routes = [[link for link in route if np.isfinite(self.capacity[link])] for route in routes]
+        weights = loads.weight[row].tolist()
+        self.routed: list[bool] = (np.diff(graph.route.start) > 0).tolist()
+        self.routes: list[dict[int, float]] = [{} for _ in range(graph.tasks)]  # finite links and their weights
+        for task, link, weight in zip(graph.route.keys.tolist(), graph.route.items.tolist(), weights, strict=True):
+            if weight > 0 and np.isfinite(self.capacity[link]):
+                self.routes[task][link] = weight
         self.rank = graph.rank.tolist()
         self.holds_on = [graph.stream_rank[_items(graph.streams, task)].tolist() for task in range(graph.tasks)]
         self.running: dict[int, float] = {}  # tasks that hold SMs, and the share they hold
@@ -185,18 +193,20 @@ class Machine:
             self.change()
 
     def fair_shares(self) -> dict[int, float]:
-        """Bytes/s of every transfer under way, max-min fair."""
+        """Bytes of work per second of every transfer under way, max-min fair."""
         unsettled = [task for task in self.left if self.routed[task]]
         free = {link: self.capacity[link] for task in unsettled for link in self.routes[task]}
         share: dict[int, float] = {}
+        settled_at = 0.0  # shares never fall, but for rounding
         while unsettled:
-            users = {link: sum(link in self.routes[task] for task in unsettled) for link in free}
-            tightest = min((free[link] / count, link) for link, count in users.items() if count)
-            for task in [task for task in unsettled if tightest[1] in self.routes[task]]:
-                share[task] = tightest[0]
+            wanted = {link: sum(self.routes[task].get(link, 0.0) for task in unsettled) for link in free}
+            speed, tightest = min((free[link] / weight, link) for link, weight in wanted.items() if weight)
+            speed = settled_at = max(speed, settled_at)
+            for task in [task for task in unsettled if tightest in self.routes[task]]:
+                share[task] = speed
                 unsettled.remove(task)
-                for link in self.routes[task]:
-                    free[link] = max(free[link] - tightest[0], 0.0)
+                for link, weight in self.routes[task].items():
+                    free[link] = max(free[link] - speed * weight, 0.0)
         return share
 
     def computing_speeds(self) -> dict[int, float]:

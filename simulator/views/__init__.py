@@ -1,0 +1,124 @@
+"""Views: a trace becomes a file. One module a format, each with its ENDINGS and `write(trace, path)`."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from simpipe.simulator.errors import OutputError
+from simpipe.simulator.trace import Trace
+
+DEFAULT_SET = ("timeline.html", "timeline.png", "tasks.csv", "trace.json.gz")
+"""What a folder is filled with."""
+
+COMPARISONS = (".csv", ".png", ".svg")
+
+Writer = Callable[[Trace, Path], None]
+
+
+def write(trace: Trace, path: str | Path) -> list[Path]:
+    """Write a trace in the format that the ending of `path` names; returns the files written.
+
+    An existing folder, or a path that ends in "/", takes the default set. Raises OutputError.
+    """
+    if _is_folder(path):
+        return [_write_file(trace, _folder(path) / name) for name in DEFAULT_SET]
+    return [_write_file(trace, Path(path))]
+
+
+def check(targets: Sequence[str]) -> None:
+    """Refuse, before any work, what `write` would refuse for its ending or its folder. Raises OutputError."""
+    for target in targets:
+        if not _is_folder(target):
+            ending(Path(target), writers())
+            _check_folder(Path(target))
+
+
+def check_comparison(targets: Sequence[str]) -> None:
+    """The same for `write_comparison`."""
+    for target in targets:
+        ending(Path(target), COMPARISONS)
+        _check_folder(Path(target))
+
+
+def write_comparison(rows: Sequence[dict[str, Any]], traces: dict[str, Trace], path: str | Path) -> None:
+    """Write a comparison: its rows as .csv, or its runs on one time axis as .png or .svg. Raises OutputError."""
+    if ending(Path(path), COMPARISONS) == ".csv":
+        with atomic(Path(path)) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+    else:
+        import_module(f"{__name__}.picture").write_comparison(traces, path)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.resolve().parent.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")
+    if path.is_dir():
+        raise OutputError(f"{path} cannot be written: it is a folder; end it with / to fill it")
+
+
+def writers() -> dict[str, Writer]:
+    """The writer of each ending: every module here that has ENDINGS."""
+    found: dict[str, Writer] = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = import_module(f"{__name__}.{info.name}")
+        found |= dict.fromkeys(getattr(module, "ENDINGS", ()), getattr(module, "write", None))
+    return found
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A new file beside `path`, of the same ending, that takes its place at the end, or goes on an error.
+
+    Raises OutputError, one sentence, where the system refuses.
+    """
+    target = Path(os.path.realpath(path))
+    draft = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        if path.exists() and not path.is_file():
+            what = "it is a folder; end it with / to fill it" if path.is_dir() else "it is no regular file"
+            raise OutputError(f"{path} cannot be written: {what}")
+        yield draft
+        os.replace(draft, target)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+
+
+def ending(path: Path, known: dict[str, Writer] | tuple[str, ...]) -> str:
+    """The known ending that a file name has. Raises OutputError."""
+    for end in sorted(known, key=len, reverse=True):
+        if path.name.lower().endswith(end):
+            return end
+    raise OutputError(f"{path}: its ending names no format; there are {', '.join(sorted(known))}")
+
+
+def _write_file(trace: Trace, path: Path) -> Path:
+    known = writers()
+    writer = known[ending(path, known)]
+    with atomic(path) as draft:
+        writer(trace, draft)
+    return path
+
+
+def _is_folder(path: str | Path) -> bool:
+    named = str(path).endswith(("/", os.sep))
+    return named or (os.path.isdir(path) and not Path(path).name.lower().endswith(tuple(writers())))
+
+
+def _folder(path: str | Path) -> Path:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"folder {path} cannot be made: {error.strerror}") from None
+    return Path(path)

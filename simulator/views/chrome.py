@@ -1,0 +1,149 @@
+"""Chrome trace for Perfetto (https://ui.perfetto.dev): ranks as processes, streams as threads.
+
+Times are microseconds, rounded to the nanosecond that Perfetto keeps. An overlapped F&B is two slices: they
+do not nest, so its B has a thread of its own. A message is a flow from the slice that makes it to the one that
+takes it, and live activations are a counter of each rank.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from simpipe.simulator.graph import WORDS
+from simpipe.simulator.kernels import Ints
+from simpipe.simulator.program import Kind
+from simpipe.simulator.trace import Trace
+from simpipe.simulator.views import lanes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENDINGS = (".json", ".json.gz")
+
+COMPUTE, PAIRED = 0, 1
+"""Threads of a rank: its compute stream, and the B of its overlapped slots."""
+
+CHUNK = 50_000
+"""Events turned into text at a time."""
+
+
+def write(trace: Trace, path: Path) -> None:
+    """Write the events of a run as .json or .json.gz."""
+    with _text(path) as file:
+        head = json.dumps(lanes.title(trace)).replace("<", "\\u003c")
+        file.write(f'{{"displayTimeUnit":"ms","otherData":{{"run":{head}}},"traceEvents":[\n')
+        file.write(",\n".join(_names(trace)))
+        for lines in _events(trace):
+            file.write(",\n" + ",\n".join(lines))
+        file.write("\n]}\n")
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[IO[str]]:
+    """A text file, compressed without a date or name where the ending asks for it."""
+    with open(path, "wb") as raw:
+        if path.name.lower().endswith(".gz"):
+            with (
+                gzip.GzipFile("", "wb", 5, raw, mtime=0) as packed,
+                io.TextIOWrapper(packed, "utf-8", newline="\n") as file,
+            ):
+                yield file
+        else:
+            with io.TextIOWrapper(raw, "utf-8", newline="\n") as file:
+                yield file
+
+
+def _names(trace: Trace) -> Iterator[str]:
+    """Names and order of processes and threads."""
+    paired = bool((np.diff(trace.program.slot_start) == 2).any())
+    threads = {COMPUTE: "compute"} | ({PAIRED: "compute, B of F&B"} if paired else {})
+    for rank in range(trace.program.ranks):
+        yield _meta(rank, None, "process_name", {"name": f"Rank {rank}"})
+        yield _meta(rank, None, "process_sort_index", {"sort_index": rank})
+        for thread, name in threads.items():
+            yield _meta(rank, thread, "thread_name", {"name": name})
+            yield _meta(rank, thread, "thread_sort_index", {"sort_index": thread})
+
+
+def _meta(rank: int, thread: int | None, name: str, args: dict[str, Any]) -> str:
+    where = {"ph": "M", "pid": rank} | ({} if thread is None else {"tid": thread})
+    return json.dumps(where | {"name": name, "args": args}, separators=(",", ":"))
+
+
+def _events(trace: Trace) -> Iterator[list[str]]:
+    """Slices, flows and counters, a chunk of lines at a time."""
+    drawn = lanes.blocks(trace)
+    second = (drawn["paired"] & (drawn["kind"] == "B")).to_numpy()
+    drawn["thread"] = np.where(second, PAIRED, COMPUTE)
+    yield from _chunks(_slices(drawn))
+    yield from _chunks(_flows(trace))
+    steps, unit = lanes.memory(trace)
+    columns = zip(steps.rank.tolist(), _micro(steps.time), steps.value.tolist(), strict=True)
+    name = f'"name":"live activations ({unit})"'
+    yield from _chunks(
+        f'{{"ph":"C","pid":{rank},"ts":{time},{name},"args":{{"live":{value}}}}}' for rank, time, value in columns
+    )
+
+
+def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
+    lines = iter(lines)
+    while chunk := list(islice(lines, CHUNK)):
+        yield chunk
+
+
+def _slices(drawn: pd.DataFrame) -> Iterator[str]:
+    start, end = _nano(drawn["start"]), _nano(drawn["end"])
+    kind = drawn["kind"].astype(str)
+    named = drawn["stage"].astype(str) + kind + drawn["microbatch"].astype(str)
+    texts = (named.where(drawn["microbatch"] >= 0, kind).tolist(), kind.tolist())
+    times = ((start / 1e3).tolist(), ((end - start) / 1e3).tolist())
+    others = (drawn[column].tolist() for column in ("rank", "thread", "stage", "microbatch", "slot", "slack"))
+    columns = zip(*texts, *times, *others, strict=True)
+    for name, category, time, length, rank, thread, stage, microbatch, slot, slack in columns:
+        yield (
+            f'{{"ph":"X","pid":{rank},"tid":{thread},"ts":{time},"dur":{length},"name":"{name}","cat":"{category}",'
+            f'"args":{{"stage":{stage},"microbatch":{microbatch},"slot":{slot},"slack_s":{slack}}}}}'
+        )
+
+
+def _flows(trace: Trace) -> Iterator[str]:
+    """An arrow a message: from the last nanosecond of the slice that makes it to the start of its taker's."""
+    graph, program = trace.graph, trace.program
+    message = np.flatnonzero(graph.message)
+    maker, taker = graph.action[message], graph.partner[message]
+    made = program.action_slot[maker]
+    began, ended = _nano(trace.slot_start[made]), _nano(trace.slot_end[made])
+    left = (np.maximum(began, ended - 1) / 1e3).tolist()
+    taken = _micro(trace.slot_start[program.action_slot[taker]])
+    ends = (program.action_rank[maker], _thread(trace, maker), program.action_rank[taker], _thread(trace, taker))
+    words = np.array(WORDS)[graph.word[message]]
+    columns = zip(message.tolist(), words.tolist(), left, taken, *(end.tolist() for end in ends), strict=True)
+    for task, word, departs, arrives, sender, thread, receiver, other in columns:
+        same = f'"id":{task},"name":"{word}","cat":"message"}}'
+        yield f'{{"ph":"s","pid":{sender},"tid":{thread},"ts":{departs},{same}'
+        yield f'{{"ph":"f","bp":"e","pid":{receiver},"tid":{other},"ts":{arrives},{same}'
+
+
+def _thread(trace: Trace, actions: Ints) -> Ints:
+    """The thread that shows each of some actions."""
+    program = trace.program
+    paired = np.diff(program.slot_start)[program.action_slot[actions]] == 2
+    return np.where(paired & (program.kind[actions] == Kind.B), PAIRED, COMPUTE)
+
+
+def _nano(seconds: Any) -> Ints:
+    return np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
+
+
+def _micro(seconds: Any) -> list[float]:
+    times: list[float] = (_nano(seconds) / 1e3).tolist()
+    return times

@@ -1,0 +1,150 @@
+"""What the terminal shows: tables of plain text, in seconds unless they say otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from simpipe.schedules import ClosedForm
+from simpipe.simulator.graph import INTERVAL
+from simpipe.simulator.program import Program, slot_text
+from simpipe.simulator.summary import RankSummary, Summary
+
+MOST_RANKS = 32
+"""A longer table of ranks is cut; --json has them all."""
+
+CAUSE_WORDS = {
+    "warm_up": "warm-up",
+    "cool_down": "cool-down",
+    "waits_for_forward": "waits for a forward",
+    "waits_for_gradient": "waits for a gradient",
+    "waits_for_transfer": "waits for a transfer",
+    "blocked_by_order": "blocked by the order",
+    "barrier": "barrier",
+}
+
+
+def number(value: float) -> str:
+    """Up to six significant digits."""
+    return f"{value:.6g}"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units, as the machines' data sheets count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Right-aligned columns, the first one left-aligned."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for first, *rest in (header, *rows):
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return lines
+
+
+def run(summary: Summary, closed_form: ClosedForm | None) -> list[str]:
+    """The report of one run."""
+    shown = summary.per_rank[:MOST_RANKS]
+    header = ["rank", "stages", "busy", "bubble", "bubbles", "longest", "waiting", "transfer", "peak activations"]
+    with_bytes = summary.peak_activation_bytes > 0
+    lines = [headline(summary), ""]
+    lines += table(header + ["bytes"] * with_bytes, [_rank_row(rank, with_bytes) for rank in shown])
+    if len(summary.per_rank) > len(shown):
+        lines.append(f"... and {len(summary.per_rank) - len(shown)} more ranks; --json has them all")
+    lines += ["", *_causes(summary)]
+    if closed_form:
+        lines.append(formula(closed_form, max(rank.bubble_time for rank in summary.per_rank)))
+    return lines
+
+
+def headline(summary: Summary) -> str:
+    """Size and outcome in two sentences."""
+    s = summary
+    copies = "one copy" if s.parameter_copies == 1 else f"{number(s.parameter_copies)} copies"
+    return (
+        f"{s.schedule}: {s.ranks} ranks x {s.microbatches} micro-batches, {s.stages} stages, {copies} of parameters\n"
+        f"makespan {number(s.makespan)} s, ideal {number(s.ideal)} s, bubble rate {s.bubble_rate:.2%}, "
+        f"span bubble rate {s.span_bubble_rate:.2%}, peak activations {number(s.peak_activations)} micro-batches"
+    )
+
+
+def _rank_row(rank: RankSummary, with_bytes: bool) -> list[str]:
+    stages = ",".join(map(str, rank.stages))
+    times = (rank.busy, rank.bubble_time)
+    waits = (rank.longest_bubble, rank.waiting_time, rank.transfer_time, rank.peak_activations)
+    row = [str(rank.rank), stages, *map(number, times), str(rank.bubble_count), *map(number, waits)]
+    return row + [size(rank.peak_activation_bytes)] * with_bytes
+
+
+def _causes(summary: Summary) -> list[str]:
+    total = summary.bubble_time
+    if total <= INTERVAL * summary.makespan * summary.ranks:
+        return ["no rank ever idles"]
+    parts = [f"{CAUSE_WORDS[c]} {number(t)} s ({t / total:.0%})" for c, t in summary.bubble_causes.items() if t > 0]
+    return [f"why ranks idle, {number(total)} s over all ranks: " + ", ".join(parts)]
+
+
+def formula(closed_form: ClosedForm, simulated: float) -> str:
+    """The closed formula beside the simulated bubble, marked where it is outside its domain."""
+    verdict = f"OUTSIDE its domain: {closed_form.outside}" if closed_form.outside else f"exact {closed_form.domain}"
+    return (
+        f"formula for the rank that idles most: {closed_form.text} = {number(closed_form.seconds)} s, "
+        f"simulated {number(simulated)} s ({verdict})"
+    )
+
+
+def comparison(rows: Sequence[dict[str, Any]], refused: Sequence[str]) -> list[str]:
+    """The ranking of a comparison, and what could not take the size."""
+    header = ["schedule", "place", "makespan", "bubble rate", "mean bubble", "peak activations", "copies", "stages"]
+    names = ("makespan_s", "bubble_rate", "mean_bubble_s", "peak_activations", "parameter_copies", "stages")
+    with_bytes = any(row["peak_activation_bytes"] for row in rows)
+    cells = [
+        [
+            row["schedule"],
+            str(row["place"]),
+            *(f"{row[n]:.2%}" if n == "bubble_rate" else number(row[n]) for n in names),
+        ]
+        + [size(row["peak_activation_bytes"])] * with_bytes
+        for row in rows
+    ]
+    lines = [
+        "on equal ranks, micro-batches and layers; seconds, and micro-batches' activations of 1/ranks of the layers"
+    ]
+    if rows:
+        lines += ["", *table(header + ["peak bytes"] * with_bytes, cells)]
+    return lines + [f"left out: {sentence}" for sentence in refused]
+
+
+def catalogue(schedules: Sequence[dict[str, Any]]) -> list[str]:
+    """A line a schedule, and its options and formula under it."""
+    lines = []
+    for schedule in schedules:
+        lines.append(f"{schedule['name']:<26}{schedule['summary']}")
+        options = [
+            f"{name}={default}" if default is not None else name for name, default in schedule["options"].items()
+        ]
+        formula = schedule["formula"]
+        notes = [f"options {', '.join(options)}"] if options else []
+        if formula:
+            notes.append(f"bubble {formula['text']}, exact {formula['domain']}")
+        lines += [" " * 26 + "; ".join(notes)] if notes else []
+    return lines
+
+
+def grid(program: Program) -> list[str]:
+    """The order as aligned text, a line a rank, a column a slot."""
+    rows = [[slot_text(slot).replace(")OVERLAP_F_B", ")") for slot in row] for row in program.order]
+    columns = max(map(len, rows))
+    widths = [max((len(row[c]) for row in rows if c < len(row)), default=0) for c in range(columns)]
+    label = len(f"rank {program.ranks - 1}")
+    return [
+        f"{f'rank {rank}':<{label}}  "
+        + " ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+        for rank, row in enumerate(rows)
+    ]

@@ -1,0 +1,42 @@
+"""One palette for every view: Paul Tol's "light" scheme, made for filled cells with dark text.
+
+https://personal.sron.nl/~pault/ - distinct under the common kinds of colour blindness.
+"""
+
+from __future__ import annotations
+
+KINDS = {
+    "F": "#EE8866",
+    "I": "#77AADD",
+    "W": "#EEDD88",
+    "B": "#44BB99",
+    "optimizer": "#FFAABB",
+}
+"""Fill of each kind of block."""
+
+LABELS = {
+    "F": "F forward",
+    "I": "I backward for input",
+    "W": "W backward for weights",
+    "B": "B full backward",
+    "optimizer": "optimizer step",
+    "F&B": "F&B overlapped",
+}
+"""What a legend calls each kind."""
+
+CAUSES = {
+    "warm_up": "#E4E4E4",
+    "cool_down": "#CFCFCF",
+    "waits_for_forward": "#F8CFC1",
+    "waits_for_gradient": "#B4E4D6",
+    "waits_for_transfer": "#D9CDEB",
+    "blocked_by_order": "#F3DDE9",
+    "barrier": "#B5B5B5",
+}
+"""Fill of a bubble by its main cause."""
+
+INK = "#1B1B1B"
+"""Text, and the border that encloses an overlapped F&B."""
+
+EDGE = "#FFFFFF"
+"""What separates neighbouring blocks."""

@@ -1,0 +1,197 @@
+"""Still picture in the look of the papers' figures (DeepSeek-V3 Figure 5, Zero Bubble): lanes of numbered blocks.
+
+Bubbles are left white. An overlapped F&B is one bordered block, its forward above and its backward below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simpipe.simulator.kernels import Floats
+from simpipe.simulator.summary import summarize
+from simpipe.simulator.trace import Trace
+from simpipe.simulator.views import atomic, ending, lanes, palette
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ENDINGS = (".png", ".svg")
+
+MANY = 20_000
+"""Blocks beyond which they are drawn without numbers and borders, and as pixels within an SVG."""
+
+MOST_NUMBERS = 6_000
+
+SIZE, SIZE_OF_MANY = (48.0, 40.0), (24.0, 18.0)
+"""Inches, width and height, that a picture does not exceed, with numbers in the blocks and without."""
+
+DPI = 150
+
+AROUND = (0.75, 0.2, 0.6, 0.33)
+"""Inches left, right and below of the lanes, and above each run's."""
+
+BLOCK_WIDTH, LANE_HEIGHT = 0.235, 0.34
+"""Inches of a block of median length and of a lane, as long as the picture stays within its bounds."""
+
+FONT_POINTS = 6.5
+
+PAIR = "F&B"
+
+
+def write(trace: Trace, path: Path) -> None:
+    """Write one run as .png or .svg."""
+    with _style():
+        figure = _figure([trace])
+        draw(trace, figure.axes[0])
+        _finish(figure, path)
+
+
+def write_comparison(traces: dict[str, Trace], path: str | Path) -> None:
+    """Write several runs, by name, one above the other on one time axis. Raises OutputError."""
+    ending(Path(path), ENDINGS)
+    with atomic(Path(path)) as draft, _style():
+        figure = _figure(list(traces.values()))
+        for axes, (name, trace) in zip(figure.axes, traces.items(), strict=True):
+            draw(trace, axes, name)
+            axes.set_xlim(0, max(map(lanes.horizon, traces.values())))
+        _finish(figure, draft)
+
+
+def draw(trace: Trace, ax: Axes | None = None, name: str | None = None) -> Axes:
+    """Draw a run's lanes into `ax`, or into a figure made for it; returns the axes."""
+    axes = ax if ax is not None else _figure([trace]).axes[0]
+    ranks = trace.program.ranks
+    drawn = lanes.blocks(trace)
+    axes.set_xlim(0, lanes.horizon(trace))
+    axes.set_ylim(ranks - 0.5, -0.5)
+    _draw_blocks(axes, drawn)
+    if len(drawn) <= MANY:
+        _draw_numbers(axes, drawn)
+    every = max(1, round(ranks / _inches(axes)[1] * 0.16))
+    axes.set_yticks(range(0, ranks, every), [f"Rank {rank}" for rank in range(0, ranks, every)])
+    axes.set_title(_title(trace, name), loc="left", parse_math=False)
+    return axes
+
+
+def _title(trace: Trace, name: str | None) -> str:
+    figures = summarize(trace)
+    return (
+        f"{lanes.title(trace, name)}   makespan {lanes.number(figures.makespan)} s, "
+        f"bubble {figures.bubble_rate:.1%}, peak {lanes.number(figures.peak_activations)} micro-batches"
+    )
+
+
+def _draw_blocks(axes: Axes, drawn: pd.DataFrame) -> None:
+    many = len(drawn) > MANY
+    for kind, colour in palette.KINDS.items():
+        if (drawn["kind"] == kind).any():
+            part = drawn[drawn["kind"] == kind]
+            _draw_boxes(axes, part, many, facecolor=colour, edgecolor=colour if many else palette.EDGE, label=kind)
+    pairs = lanes.pairs(drawn)
+    if len(pairs) and not many:
+        _draw_boxes(axes, pairs, False, facecolor="none", edgecolor=palette.INK, label=PAIR, zorder=2.5)
+
+
+def _draw_boxes(axes: Axes, part: pd.DataFrame, many: bool, **looks: object) -> None:
+    from matplotlib.collections import PolyCollection
+
+    start, end, y = (part[column].to_numpy() for column in ("start", "end", "y"))
+    half = part["height"].to_numpy() / 2
+    corners = [(start, y - half), (end, y - half), (end, y + half), (start, y + half)]
+    shape: Floats = np.stack([np.stack(corner, axis=1) for corner in corners], axis=1)
+    boxes = PolyCollection(shape, linewidth=0.0 if many else 0.6, rasterized=many, **looks)  # type: ignore[arg-type]
+    axes.add_collection(boxes, autolim=False)
+
+
+def _draw_numbers(axes: Axes, drawn: pd.DataFrame) -> None:
+    """The micro-batch in each block that has room for it."""
+    low, high = axes.get_xlim()
+    points = (drawn["end"] - drawn["start"]) * (_inches(axes)[0] * 72 / (high - low))
+    texts = drawn["microbatch"].astype(str)
+    lane = _inches(axes)[1] * 72 / abs(np.subtract(*axes.get_ylim()))
+    size = min(FONT_POINTS, lane * lanes.LANE / 2 * 0.85)
+    roomy = (points > texts.str.len() * size * 0.6 + 1) & (drawn["microbatch"] >= 0)
+    if size < 3 or roomy.sum() > MOST_NUMBERS:
+        return
+    for start, end, y, text in drawn.assign(text=texts)[roomy][["start", "end", "y", "text"]].itertuples(index=False):
+        axes.text(
+            (start + end) / 2, y, text, size=size, color=palette.INK, ha="center", va="center_baseline", clip_on=True
+        )
+
+
+def _inches(axes: Axes) -> tuple[float, float]:
+    box, size = axes.get_position(), axes.get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
+    return box.width * size[0], box.height * size[1]
+
+
+def _figure(traces: list[Trace]) -> Figure:
+    """Axes for each of some runs, above each other, sized to what they hold."""
+    from matplotlib.figure import Figure
+
+    ranks = [trace.program.ranks for trace in traces]
+    many = any(trace.program.slots > MANY for trace in traces)
+    widest, tallest = SIZE_OF_MANY if many else SIZE
+    left, right, bottom, title = AROUND
+    lane = min(LANE_HEIGHT, (tallest - bottom - title * len(ranks)) / sum(ranks))
+    height = bottom + title * len(ranks) + lane * sum(ranks)
+    width = min(widest, max(8.0, left + right + BLOCK_WIDTH * max(map(lanes.horizon, traces)) / _median_block(traces)))
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    y = height
+    for count in ranks:
+        y -= title + lane * count
+        figure.add_axes((left / width, y / height, 1 - (left + right) / width, lane * count / height))
+    return figure
+
+
+def _median_block(traces: list[Trace]) -> float:
+    slots = np.concatenate([trace.slot_end - trace.slot_start for trace in traces])
+    return float(np.median(slots[slots > 0])) if (slots > 0).any() else 1.0
+
+
+def _finish(figure: Figure, path: Path) -> None:
+    """The time axis under the last lanes, one legend, and the file."""
+    for axes in figure.axes[:-1]:
+        axes.tick_params(labelbottom=False)
+    figure.axes[-1].set_xlabel("time (s)", loc="right")
+    _add_legend(figure)
+    metadata = {"Date": None, "Creator": None} if path.suffix.lower() == ".svg" else {"Software": None}
+    figure.savefig(path, dpi=DPI, metadata=metadata)
+
+
+def _add_legend(figure: Figure) -> None:
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.patches import Patch
+
+    shown = {label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]}
+    kinds = [kind for kind in palette.KINDS if kind in shown]
+    swatches: list[Any] = [Patch(facecolor=palette.KINDS[kind]) for kind in kinds]
+    labels = [palette.LABELS[kind] for kind in kinds]
+    if PAIR in shown:
+        swatches.append(tuple(Patch(facecolor=palette.KINDS[k], edgecolor=palette.INK, linewidth=0.7) for k in "FB"))
+        labels.append(palette.LABELS[PAIR])
+    look: dict[str, Any] = {"handler_map": {tuple: HandlerTuple(ndivide=None, pad=0)}, "borderaxespad": 0}
+    left = AROUND[0] / figure.get_size_inches()[0]
+    figure.legend(swatches, labels, loc="lower left", ncols=len(labels), bbox_to_anchor=(left, 0), **look)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Matplotlib's settings for one picture: fixed fonts and identifiers, so that equal runs give equal bytes."""
+    import matplotlib as mpl
+
+    plain = {
+        "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 9, "legend.fontsize": 8,
+        "svg.fonttype": "path", "svg.hashsalt": "simpipe", "path.simplify": False,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+        "ytick.major.size": 0, "legend.frameon": False, "legend.handlelength": 1.2, "legend.columnspacing": 1.4,
+        "figure.facecolor": "white", "axes.facecolor": "white",
+    }  # fmt: skip
+    with mpl.rc_context(plain):  # type: ignore[arg-type]
+        yield
