@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simpipe.simulator.errors import ScheduleError, SimpipeError
+from simpipe.simulator.errors import ParallelError, ScheduleError, SimpipeError
 
 if TYPE_CHECKING:
-    from simpipe.simulator.costs.given import Costs
-    from simpipe.simulator.program import Program
+    from simpipe.simulator.scenario import Scenario
 
 app = typer.Typer(
     help="Simulate pipeline-parallel training: timelines, bubbles and why they are there, memory.",
@@ -32,48 +31,66 @@ def whole(text: str) -> int:
 
 
 listing = typer.Typer(help="List what there is.", no_args_is_help=True)
+showing = typer.Typer(help="Show what a profile holds.", no_args_is_help=True)
 app.add_typer(listing, name="list")
+app.add_typer(showing, name="show")
 
+
+def _whole(help: str, name: str | None = None) -> Any:
+    """An option that takes a whole number."""
+    return typer.Option(*([name] if name else []), parser=whole, metavar="N", help=help, show_default=False)
+
+
+def _text(help: str, metavar: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, show_default=False)
+
+
+File = Annotated[
+    Path | None, typer.Argument(metavar="[SCENARIO]", help="A scenario file (.yaml); options override it.")
+]
 Schedule = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="A name (see `simpipe list schedules`), with options as name:group=8, a .py or a .csv file.",
+    str | None,
+    _text(
+        "A name (see `simpipe list schedules`), with options as name:group=8, a .py or a .csv file. Default: dualpipe.",
+        "NAME",
     ),
 ]
 Schedules = Annotated[
-    list[str] | None,
-    typer.Option("--schedule", metavar="NAME", help="A schedule, as for `run`; repeatable. Default: all there are."),
+    list[str] | None, _text("A schedule, as for `run`; repeatable. Default: all there are.", "NAME", "--schedule")
 ]
-Ranks = Annotated[
-    int | None,
-    typer.Option(parser=whole, metavar="N", help="Pipeline ranks. Default: 8, or what the schedule or cost file says."),
-]
+Ranks = Annotated[int | None, _whole("Pipeline ranks. Default: 8, or what the schedule or cost file says.")]
 Microbatches = Annotated[
-    int | None,
-    typer.Option(
-        parser=whole, metavar="N", help="Micro-batches a step. Default: 20, or what the schedule or cost file says."
-    ),
+    int | None, _whole("Micro-batches a step. Default: 20, or what the schedule or cost file says.")
 ]
-Chunks = Annotated[
-    int | None, typer.Option(parser=whole, metavar="N", help="Stages per rank, where the schedule leaves a choice.")
-]
+Chunks = Annotated[int | None, _whole("Stages per rank, where the schedule leaves a choice.")]
 CostsText = Annotated[
-    str,
-    typer.Option(
-        "--costs",
-        metavar="TEXT|FILE",
-        help="Seconds for 1/ranks of the layers, as F=1,I=1,W=1,FB=3,p2p=0.5; a .toml file; or a .parquet or .csv "
+    str | None,
+    _text(
+        "Seconds for 1/ranks of the layers, as F=1,I=1,W=1,FB=3,p2p=0.5; a .toml file; or a .parquet or .csv "
         "table of measured operations to replay.",
+        "TEXT|FILE",
+        "--costs",
     ),
 ]
-Step = Annotated[
-    int | None, typer.Option(parser=whole, metavar="N", help="Which step of a measured table. Default: all.")
+ModelName = Annotated[
+    str | None, _text("An LLM: a name, a .toml profile or a HuggingFace config.json.", "NAME", "--model")
 ]
-Worker = Annotated[
-    int | None,
-    typer.Option(parser=whole, metavar="N", help="Which worker (dp_rank) of a measured table. Default: all."),
+Hardware = Annotated[str | None, _text("A machine: a name or a .toml profile.", "NAME")]
+Gpus = Annotated[int | None, _whole("GPUs in all.")]
+Tp = Annotated[int | None, _whole("Tensor parallel size.")]
+Cp = Annotated[int | None, _whole("Context parallel size.")]
+Ep = Annotated[int | None, _whole("Expert parallel size.")]
+GlobalBatch = Annotated[int | None, _whole("Sequences a step.")]
+Sequence = Annotated[int | None, _whole("Tokens of a sequence.")]
+MicrobatchSize = Annotated[int | None, _whole("Sequences of a micro-batch.")]
+Zero = Annotated[int | None, _whole("ZeRO stage, 0 to 3.")]
+Recompute = Annotated[str | None, _text("What is computed again, as full or norms,mla_up,swiglu.", "LIST")]
+Precision = Annotated[str | None, _text("bf16, fp8 or fp8_block.", "NAME")]
+Sets = Annotated[
+    list[str] | None, _text("Any other key of a scenario, as overlap=within-slot; repeatable.", "KEY=VALUE", "--set")
 ]
+Step = Annotated[int | None, _whole("Which step of a measured table. Default: all.")]
+Worker = Annotated[int | None, _whole("Which worker (dp_rank) of a measured table. Default: all.")]
 Engine = Annotated[str, typer.Option(metavar="NAME", help="auto, simpy (the readable reference) or compiled.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Outs = Annotated[
@@ -88,44 +105,63 @@ Outs = Annotated[
 
 @app.command()
 def run(
-    schedule: Schedule = "dualpipe",
+    scenario: File = None,
+    schedule: Schedule = None,
     ranks: Ranks = None,
     microbatches: Microbatches = None,
     chunks: Chunks = None,
-    costs: CostsText = "",
+    costs: CostsText = None,
+    model: ModelName = None,
+    hardware: Hardware = None,
+    gpus: Gpus = None,
+    global_batch: GlobalBatch = None,
+    sequence: Sequence = None,
+    microbatch_size: MicrobatchSize = None,
+    tp: Tp = None,
+    cp: Cp = None,
+    ep: Ep = None,
+    zero: Zero = None,
+    recompute: Recompute = None,
+    precision: Precision = None,
+    set: Sets = None,
     step: Step = None,
     worker: Worker = None,
     engine: Engine = "auto",
     json: Json = False,
     out: Outs = None,
 ) -> None:
-    """Simulate one schedule: its timeline, its bubbles and their causes, its memory."""
-    if Path(costs).suffix in (".parquet", ".csv"):
-        replay(schedule, ranks, microbatches, chunks, costs, step, worker, engine, json, out or [])
+    """Simulate one step: its timeline, its bubbles and their causes, its memory.
+
+    Costs are given by hand (--costs), or follow from a model on a machine (--model and the options below it, or a
+    scenario file).
+    """
+    if Path(costs or "").suffix in (".parquet", ".csv"):
+        replay(schedule or "dualpipe", ranks, microbatches, chunks, str(costs), step, worker, engine, json, out or [])
         return
     if step is not None or worker is not None:
         raise SimpipeError("--step and --worker choose from a table of measured operations; give one with --costs")
-    from simpipe.schedules import closed_form
+    from simpipe.simulator import case as cases
     from simpipe.simulator import views
-    from simpipe.simulator.summary import summarize
-    from simpipe.simulator.trace import simulate
     from simpipe.simulator.views import console
 
     views.check(out or [])
-    name, program = program_of(schedule, ranks, microbatches, chunks)
-    cost = costs_of(costs)
-    trace = simulate(program, cost, engine_of(engine))
-    summary = summarize(trace)
-    formula = closed_form(name, program, cost)
+    flags = {"ranks": ranks, "chunks": chunks, "model": model, "hardware": hardware, "gpus": gpus, "tp": tp, "cp": cp}
+    flags |= {"ep": ep, "global_batch": global_batch, "sequence": sequence, "microbatch_size": microbatch_size}
+    flags |= {"zero": zero, "recompute": recompute, "precision": precision}
+    if scenario or model:
+        case = cases.modelled(scenario_of(scenario, schedule, costs, microbatches, flags, set or []))
+    else:
+        refuse_flags(flags, set or [])
+        case = cases.given(schedule or "dualpipe", ranks, microbatches, chunks, costs or "")
+    result = cases.simulated(case, engine_of(engine))
+    program = case.program
     if not json and not out:
         out = [f"{program.name}-{program.ranks}x{program.microbatches}.html"]
-    written = [path for target in out or [] for path in views.write(trace, target)]
+    written = [path for target in out or [] for path in views.write(result.trace, target)]
     if json:
-        print_json(
-            summary.to_dict() | {"critical_path": trace.critical_seconds, "formula": formula and formula._asdict()}
-        )
+        print_json(result.to_dict())
     else:
-        print("\n".join(console.run(summary, formula)))
+        print("\n".join(console.run(result)))
         print("\n".join(f"wrote {path}" for path in written))
 
 
@@ -134,6 +170,7 @@ def replay(
     table: str, step: int | None, worker: int | None, engine: str, json: bool, out: list[str],
 ) -> None:  # fmt: skip
     """`run` over measured operations: every step and worker pipeline of the table, or the chosen ones."""
+    from simpipe.simulator import case as cases
     from simpipe.simulator import replay as replays
     from simpipe.simulator import views
     from simpipe.simulator.costs import measured
@@ -143,7 +180,9 @@ def replay(
     if out and (step is None or worker is None):
         raise SimpipeError("--out draws one run of a measured table; choose it with --step and --worker")
     operations = measured.read(table)
-    _, program = program_of(schedule, ranks or operations.stages, microbatches or operations.microbatches, chunks)
+    program = cases.given(
+        schedule, ranks or operations.stages, microbatches or operations.microbatches, chunks, ""
+    ).program
     steps, workers = (None if chosen is None else [chosen] for chosen in (step, worker))
     result = replays.replay(program, operations, steps, workers, engine_of(engine))
     written = []
@@ -158,39 +197,59 @@ def replay(
 
 @app.command()
 def compare(
+    scenario: File = None,
     schedule: Schedules = None,
     ranks: Ranks = None,
     microbatches: Microbatches = None,
-    costs: CostsText = "",
+    costs: CostsText = None,
+    model: ModelName = None,
+    hardware: Hardware = None,
+    gpus: Gpus = None,
+    global_batch: GlobalBatch = None,
+    sequence: Sequence = None,
+    microbatch_size: MicrobatchSize = None,
+    tp: Tp = None,
+    cp: Cp = None,
+    ep: Ep = None,
+    zero: Zero = None,
+    recompute: Recompute = None,
+    precision: Precision = None,
+    set: Sets = None,
     engine: Engine = "auto",
     json: Json = False,
     out: Outs = None,
 ) -> None:
-    """Compare schedules on one basis: equal ranks, micro-batches and layers."""
+    """Compare schedules on one basis: equal ranks, micro-batches and layers; or equal model, GPUs and global batch."""
     from simpipe import schedules
+    from simpipe.simulator import case as cases
     from simpipe.simulator import comparison, views
-    from simpipe.simulator.summary import summarize
-    from simpipe.simulator.trace import simulate
     from simpipe.simulator.views import console
 
     views.check_comparison(out or [])
-    cost = costs_of(costs)
+    flags = {"ranks": ranks, "model": model, "hardware": hardware, "gpus": gpus, "tp": tp, "cp": cp, "ep": ep}
+    flags |= {"global_batch": global_batch, "sequence": sequence, "microbatch_size": microbatch_size, "zero": zero}
+    flags |= {"recompute": recompute, "precision": precision}
     traces, entries, refused = {}, [], []
     for text in schedule or schedules.catalogue():
         try:
-            name, program = program_of(text, ranks, microbatches, None)
-        except ScheduleError as error:
+            if scenario or model:
+                case = cases.modelled(scenario_of(scenario, text, costs, microbatches, flags, set or []))
+            else:
+                refuse_flags(flags, set or [])
+                case = cases.given(text, ranks, microbatches, None, costs or "")
+        except (ScheduleError, ParallelError) as error:
             if schedule:
                 raise
             refused.append(str(error))
             continue
-        traces[text] = simulate(program, cost, engine_of(engine))
-        entries.append(comparison.Entry(text, summarize(traces[text]), schedules.closed_form(name, program, cost)))
+        result = cases.simulated(case, engine_of(engine))
+        traces[text] = result.trace
+        entries.append(comparison.Entry(text, result))
     rows = comparison.rank(entries)
     for path in out or []:
         views.write_comparison(rows, traces, path)
     if json:
-        print_json({"basis": "equal ranks, micro-batches and layers", "schedules": rows, "refused": refused})
+        print_json({"schedules": rows, "refused": refused})
     else:
         print("\n".join(console.comparison(rows, refused)))
         print("\n".join(f"wrote {path}" for path in out or []))
@@ -206,11 +265,13 @@ def show_schedule(
     out: Annotated[Path | None, typer.Option(help="A file to write instead of printing.")] = None,
 ) -> None:
     """Print the order in which each rank runs its actions."""
-    from simpipe.simulator.views import atomic, console
+    from simpipe.simulator import case as cases
+    from simpipe.simulator.files import atomic
+    from simpipe.simulator.views import console
 
     if format not in ("text", "csv"):
         raise SimpipeError(f"--format is {format!r}; it is text or csv")
-    _, program = program_of(name, ranks, microbatches, chunks)
+    program = cases.given(name, ranks, microbatches, chunks, "").program
     text = program.to_csv() if format == "csv" else "\n".join(console.grid(program)) + "\n"
     if out is None:
         print(text, end="")
@@ -233,22 +294,95 @@ def list_schedules(json: Json = False) -> None:
         print("\n".join(console.catalogue([s.to_dict() for s in found])))
 
 
-def program_of(text: str, ranks: int | None, microbatches: int | None, chunks: int | None) -> tuple[str, Program]:
-    """The name or path and the program of a `--schedule`; a named one defaults to 8 ranks and 20 micro-batches."""
-    from simpipe import schedules
+@listing.command("models")
+def list_models(json: Json = False) -> None:
+    """The models there are profiles of."""
+    from simpipe.simulator.costs.model import load_model, model_names
 
-    name, options = schedules.parse(text)
-    if not name.endswith(".csv"):
-        ranks, microbatches = 8 if ranks is None else ranks, 20 if microbatches is None else microbatches
-    chunks = options.pop("chunks", chunks)
-    return name, schedules.program(name, ranks, microbatches, chunks, **options)
+    models = [load_model(name) for name in model_names()]
+    rows = [(m.name, sum(m.parameters().values()), m.source) for m in models]
+    if json:
+        print_json([dict(zip(("name", "parameters", "source"), row, strict=True)) for row in rows])
+    else:
+        print("\n".join(f"{name:<18}{parameters / 1e9:>8.1f} B  {source}" for name, parameters, source in rows))
 
 
-def costs_of(text: str) -> Costs:
-    """The costs of a `--costs`: numbers on the command line or a file."""
-    from simpipe.simulator.costs.given import Costs
+@listing.command("hardware")
+def list_hardware(json: Json = False) -> None:
+    """The machines there are profiles of."""
+    from simpipe.simulator.costs.cluster import load_cluster, profile_names
 
-    return Costs.read(text) if text.endswith(".toml") else Costs.parse(text)
+    clusters = [load_cluster(name) for name in profile_names()]
+    rows = [{"name": c.name, "description": c.description} for c in clusters]
+    print_json(rows) if json else print("\n".join(f"{r['name']:<16}{r['description']}" for r in rows))
+
+
+@showing.command("model")
+def show_model(
+    name: Annotated[str, typer.Argument(help="A name, a .toml profile or a HuggingFace config.json.")],
+    sequence: Annotated[int, _whole("Tokens of a sequence, for FLOPs. Default: 4096.")] = 4096,
+    json: Json = False,
+) -> None:
+    """A model's parameters, FLOPs and KV cache, by component."""
+    from simpipe.simulator.costs.model import load_model
+    from simpipe.simulator.views import console
+
+    facts = load_model(name).facts(sequence)
+    print_json(facts) if json else print("\n".join(console.model(facts)))
+
+
+@showing.command("hardware")
+def show_hardware(name: Annotated[str, typer.Argument(help="A name or a .toml profile.")], json: Json = False) -> None:
+    """What a machine's profile holds, and where each figure comes from."""
+    from simpipe.simulator.costs.cluster import load_cluster
+    from simpipe.simulator.views import console
+
+    rows = load_cluster(name).rows()
+    names = ("key", "value", "source", "assumed")
+    print_json([dict(zip(names, row, strict=True)) for row in rows]) if json else print(
+        "\n".join(console.hardware(rows))
+    )
+
+
+def scenario_of(
+    path: Path | None, schedule: str | None, costs: str | None, microbatches: int | None, flags: dict[str, Any],
+    settings: list[str],
+) -> Scenario:  # fmt: skip
+    """The scenario of a file and options, which override it."""
+    from simpipe.simulator.scenario import Scenario
+
+    if costs is not None:
+        raise SimpipeError("--costs gives costs by hand; it does not go with a model or a scenario")
+    if microbatches is not None:
+        raise SimpipeError(
+            "--microbatches follows from a model's --global-batch, --microbatch-size and GPUs; leave it out"
+        )
+    given = flags | {"schedule": schedule} | dict(setting(text) for text in settings)
+    given = {key: value for key, value in given.items() if value is not None}
+    return Scenario.read(path, **given) if path else Scenario.of({"schedule": "dualpipe"} | given)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value read as a file would."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise SimpipeError(f"--set takes KEY=VALUE, as overlap=within-slot, not {text!r}")
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return key, YAML(typ="safe", pure=True).load(value)
+    except YAMLError:
+        raise SimpipeError(f"--set {key}: {value!r} is no value; write a number, a name, true or [a, list]") from None
+
+
+def refuse_flags(flags: dict[str, Any], settings: list[str]) -> None:
+    """Options of a modelled step mean nothing without a model."""
+    ours = ("ranks", "chunks")
+    stray = [name for name, value in flags.items() if value is not None and name not in ours]
+    if stray or settings:
+        name = "--" + (stray[0].replace("_", "-") if stray else "set")
+        raise SimpipeError(f"{name} needs a model: give --model and --hardware, or a scenario file")
 
 
 def engine_of(text: str) -> Any:

@@ -5,22 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from simpipe.schedules import ClosedForm
-from simpipe.simulator.summary import Summary
+from simpipe.simulator.case import Result
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One schedule's figures in a comparison; `label` is how it was asked for."""
+    """One schedule's result in a comparison; `label` is how it was asked for."""
 
     label: str
-    summary: Summary
-    closed_form: ClosedForm | None
+    result: Result
 
     def row(self, place: int) -> dict[str, Any]:
         """Flat figures, units in the names: what the CSV and --json hold."""
-        s = self.summary
-        return {
+        s, form = self.result.summary, self.result.closed_form
+        figures = {
             "place": place,
             "schedule": self.label,
             "ranks": s.ranks,
@@ -38,16 +36,26 @@ class Entry:
             "transfer_s": s.transfer_time,
             "peak_activations": s.peak_activations,
             "peak_activation_bytes": s.peak_activation_bytes,
-            "formula_bubble_s": self.closed_form.seconds if self.closed_form else None,
-            "formula_exact": not self.closed_form.outside if self.closed_form else None,
+            "formula_bubble_s": form.seconds if form else None,
+            "formula_exact": not form.outside if form else None,
         }
+        return figures | self._efficiency()
+
+    def _efficiency(self) -> dict[str, Any]:
+        """The columns of a modelled step; none where costs are given by hand."""
+        found = self.result.efficiency
+        if found is None:
+            return {}
+        names = ("tokens_per_s", "tokens_per_s_per_gpu", "tflops_per_gpu", "mfu", "exposed_communication_s")
+        row = {name: getattr(found, name) for name in names}
+        return row | {"peak_memory_bytes": found.memory.peak_bytes, "fits": found.fits}
 
 
 def rank(entries: list[Entry]) -> list[dict[str, Any]]:
     """Rows from the shortest makespan to the longest; equal ones (to 1e-9) share a place."""
-    ordered = sorted(entries, key=lambda entry: (entry.summary.makespan, entry.label))
+    ordered = sorted(entries, key=lambda entry: (entry.result.summary.makespan, entry.label))
     rows: list[dict[str, Any]] = []
     for number, entry in enumerate(ordered, 1):
-        tied = bool(rows) and entry.summary.makespan <= rows[-1]["makespan_s"] * (1 + 1e-9)
+        tied = bool(rows) and entry.result.summary.makespan <= rows[-1]["makespan_s"] * (1 + 1e-9)
         rows.append(entry.row(rows[-1]["place"] if tied else number))
     return rows

@@ -17,5 +17,9 @@ class CostsError(SimpipeError):
     """A cost is missing, misnamed, not finite or does not fit the program."""
 
 
+class ParallelError(SimpipeError):
+    """A parallel layout does not fit itself, the model or the machine."""
+
+
 class OutputError(SimpipeError):
     """An output cannot be written or its ending names no format."""

@@ -21,7 +21,7 @@ from simpipe.simulator.errors import ProgramError
 from simpipe.simulator.kernels import Floats, Ints
 from simpipe.simulator.program import Program
 
-STREAMS = ("compute", "weight-gradient", "expert-parallel", "pipeline", "data-parallel", "host")
+STREAMS = ("compute", "weight-gradient", "expert-parallel", "tensor-parallel", "pipeline", "data-parallel", "host")
 """Streams a rank can have. Messages between ranks occupy none; views show them on `pipeline`."""
 
 WORDS = ("F", "I", "W", "B", "F&B", "activation", "gradient", "sync", "barrier", "optimizer")
@@ -175,7 +175,7 @@ class Loads:
     held: (rows, tasks) share of its ranks' SMs that a task holds while it runs, on every stream it occupies.
     slowed: (rows, tasks) how much of what is held on its `rank` a computation loses: its speed is 1 - slowed x held.
     activation: (rows, actions) bytes that an F keeps until its backward. release: (rows,) the share of it freed
-    by I rather than W. parameters: (rows, stages) bytes.
+    by I rather than W; negative where I leaves more for W than it frees. parameters: (rows, stages) bytes.
     """
 
     latency: Floats

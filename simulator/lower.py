@@ -6,7 +6,7 @@ its last task ends. Dependencies within a rank need no edge: the order of its sl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from simpipe.simulator.graph import (
     Ragged,
 )
 from simpipe.simulator.kernels import Ints
-from simpipe.simulator.plan import Numbers, Operation, Plan, StepCosts
+from simpipe.simulator.plan import Numbers, Operation, Plan, StepCosts, Sync, Template
 from simpipe.simulator.program import Kind, Program
 
 
@@ -101,7 +101,8 @@ class _Builder:
 
     def graph(self) -> Graph:
         program, plan, messages = self.program, self.plan, self.messages
-        operation, part = self._by_task(lambda op: self.operations.index(op.name)), self._by_task(lambda op: op.part)
+        names = {name: number for number, name in enumerate(self.operations)}
+        operation, part = self._by_task(lambda op: names[op.name]), self._by_task(lambda op: op.part)
         slot = np.repeat(np.arange(program.slots), np.diff(self.first))
         paired = np.diff(program.slot_start)[slot] == 2
         action = program.slot_start[slot] + np.maximum(part, 0)
@@ -110,7 +111,7 @@ class _Builder:
         none = np.full(sum(others[1:]), -1)
         tail = np.repeat([SYNC, BARRIER, OPTIMIZER], others[1:])
         step_slot = program.slots + np.arange(len(self.optimizer))
-        sync_name = np.array([self.operations.index(sync.name) for sync in plan.syncs], np.int64)
+        sync_name = np.array([names[sync.name] for sync in plan.syncs], np.int64)
         sync_rank = np.array([sync.ranks[0] for sync in plan.syncs], np.int64)
         ranks = np.arange(program.ranks)
         return Graph(
@@ -135,7 +136,7 @@ class _Builder:
             operation=np.concatenate([
                 operation, np.zeros(others[0], np.int64), sync_name, np.zeros(sum(others[2:]), np.int64)
             ]),
-            operations=tuple(self.operations),
+            operations=tuple(names),
             slot=np.concatenate([slot, np.full(sum(others[:3]), -1), step_slot]),
             slot_rank=np.concatenate([program.slot_rank, ranks[: len(self.optimizer)]]),
         )  # fmt: skip
@@ -150,86 +151,88 @@ class _Builder:
         used = {stream for template in self.plan.templates for op in template for stream in op.streams}
         return used | {"compute"} | {sync.stream for sync in self.plan.syncs}
 
-    def _slots_of(self, template: int) -> Ints:
-        return np.flatnonzero(self.plan.template_of == template)
-
-    def _each_operation(self) -> Iterator[tuple[Operation, Ints, Ints]]:
-        """Every operation with the tasks it became and the slots of those."""
+    def _each_template(self) -> Iterator[tuple[Template, Ints, Ints]]:
+        """Every template with its slots, and the first task of each of those as a column."""
         for number, template in enumerate(self.plan.templates):
-            slots = self._slots_of(number)
-            for index, operation in enumerate(template):
-                yield operation, self.first[slots] + index, slots
+            slots = np.flatnonzero(self.plan.template_of == number)
+            yield template, slots, self.first[slots][:, None]
 
     def _by_task(self, value: Callable[[Operation], int]) -> Ints:
         """(tasks of slots,) a value of each one's operation."""
         found = np.empty(self.first[-1], np.int64)
-        for operation, tasks, _ in self._each_operation():
-            found[tasks] = value(operation)
+        for template, _, first in self._each_template():
+            found[first + np.arange(len(template))] = [value(operation) for operation in template]
         return found
 
-    def _stream(self, rank: Ints | int, name: str) -> Ints:
-        return np.asarray(rank * len(self.names) + self.names.index(name))
+    def _spread(
+        self, chosen: Callable[[Operation], Iterable[str]], place: Callable[[Ints, Sequence[str]], Ints]
+    ) -> list[Ints]:
+        """(task, item) pairs from names that operations have; `place` finds a name's item on a slot's rank."""
+        found = []
+        for template, slots, first in self._each_template():
+            pairs = [(index, name) for index, operation in enumerate(template) for name in chosen(operation)]
+            if pairs:
+                index, names = np.array([i for i, _ in pairs]), [name for _, name in pairs]
+                found.append(_pairs(first + index, place(self.program.slot_rank[slots][:, None], names)))
+        return found
 
-    def _link(self, rank: Ints | int, kind: str) -> Ints:
-        return np.asarray(rank * len(self.plan.links) + self.plan.links.index(kind))
+    def _stream(self, rank: Ints, names: Sequence[str]) -> Ints:
+        return np.asarray(rank * len(self.names) + np.array([self.names.index(name) for name in names]), np.int64)
+
+    def _link(self, rank: Ints, kinds: Sequence[str]) -> Ints:
+        return np.asarray(
+            rank * len(self.plan.links) + np.array([self.plan.links.index(kind) for kind in kinds]), np.int64
+        )
 
     def _streams(self) -> Ragged:
         """What each task occupies; the barrier and an optimizer step their ranks' compute streams."""
         ranks = np.arange(self.program.ranks)
-        pairs = [
-            _pairs(tasks, self._stream(self.program.slot_rank[slots], name))
-            for operation, tasks, slots in self._each_operation()
-            for name in operation.streams
-        ]
+        pairs = self._spread(lambda operation: operation.streams, self._stream)
         for task, sync in zip(self.sync, self.plan.syncs, strict=True):
-            pairs += [_pairs(task, self._stream(np.array(sync.ranks), sync.stream))]
-        pairs += [_pairs(task, self._stream(ranks, "compute")) for task in self.barrier]
-        pairs += [_pairs(self.optimizer, self._stream(ranks[: len(self.optimizer)], "compute"))]
+            pairs.append(_pairs(task, self._stream(np.array(sync.ranks), [sync.stream])))
+        pairs += [_pairs(task, self._stream(ranks, ["compute"])) for task in self.barrier]
+        pairs.append(_pairs(self.optimizer, self._stream(ranks[: len(self.optimizer)], ["compute"])))
         return _ragged(pairs, self.tasks)
 
     def _routes(self) -> Ragged:
         """The links of each task, in the order of their kinds; a message leaves its sender and enters its receiver."""
-        slot_rank, (leaves, enters) = self.program.slot_rank, self.plan.message_links
-        pairs = [
-            _pairs(tasks, self._link(slot_rank[slots], kind))
-            for operation, tasks, slots in self._each_operation()
-            for kind in operation.links
-        ]
-        pairs += [_pairs(self.message, self._link(self.messages.sender, leaves))]
-        pairs += [_pairs(self.message, self._link(self.messages.receiver, enters))]
+        leaves, enters = self.plan.message_links
+        pairs = self._spread(lambda operation: operation.links, self._link)
+        pairs.append(_pairs(self.message, self._link(self.messages.sender, [leaves])))
+        pairs.append(_pairs(self.message, self._link(self.messages.receiver, [enters])))
         for task, sync in zip(self.sync, self.plan.syncs, strict=True):
-            pairs += [_pairs(task, self._link(np.array(sync.ranks), kind)) for kind in sync.links]
+            pairs.append(_pairs(task, self._link(np.array(sync.ranks)[:, None], sync.links)))
         return _ragged(pairs, self.tasks)
 
     def _needs(self) -> Ragged:
         """What each task waits for besides its streams."""
-        pairs = [
-            _pairs(tasks, tasks - index + need)
-            for template_number, template in enumerate(self.plan.templates)
-            for index, operation in enumerate(template)
-            for tasks in (self.first[self._slots_of(template_number)] + index,)
-            for need in operation.needs
-        ]
+        pairs = []
+        for template, _, first in self._each_template():
+            inner = [(index, need) for index, operation in enumerate(template) for need in operation.needs]
+            index, need = np.array(inner, np.int64).reshape(-1, 2).T
+            pairs.append(_pairs(first + index, first + need))
         made, taken = self.program.action_slot[self.messages.maker], self.program.action_slot[self.messages.taker]
         pairs += [_pairs(self.message, self.last[made]), *self._before(taken, self.message)]
         if self.plan.exchange == "blocking":
             pairs += self._rendezvous(made, taken)
         for task, sync in zip(self.sync, self.plan.syncs, strict=True):
-            pairs += [_pairs(task, self.last[np.array(sync.after, np.int64)])]
-            pairs += self._before(np.array(sync.before, np.int64), np.full(len(sync.before), task))
-            if not sync.before:
-                ends = self.barrier if len(self.barrier) else self.optimizer[list(sync.ranks)[: len(self.optimizer)]]
-                pairs += [_pairs(ends, task)]
+            pairs += self._around(task, sync)
         return _ragged(pairs, self.tasks)
+
+    def _around(self, task: int, sync: Sync) -> list[Ints]:
+        """What a sync waits for, and what waits for it."""
+        after = [self.last[slot] if index < 0 else self.first[slot] + index for slot, index in sync.after]
+        ends = self.barrier if len(self.barrier) else self.optimizer[list(sync.ranks)[: len(self.optimizer)]]
+        before = self._before(np.array(sync.before, np.int64), np.full(len(sync.before), task))
+        return [_pairs(task, np.array(after, np.int64)), *(before if sync.before else [_pairs(ends, task)])]
 
     def _before(self, slots: Ints, tasks: Ints) -> list[Ints]:
         """The first tasks of some slots each wait for the task beside it: all that wait for nothing in their slot."""
         found = []
         for number, template in enumerate(self.plan.templates):
             here = np.flatnonzero(self.plan.template_of[slots] == number)
-            for index, operation in enumerate(template):
-                if not operation.needs:
-                    found.append(_pairs(self.first[slots[here]] + index, tasks[here]))
+            roots = np.array([index for index, operation in enumerate(template) if not operation.needs], np.int64)
+            found.append(_pairs(self.first[slots[here]][:, None] + roots, tasks[here][:, None]))
         return found
 
     def _rendezvous(self, made: Ints, taken: Ints) -> list[Ints]:

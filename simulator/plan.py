@@ -36,18 +36,22 @@ Template = tuple[Operation, ...]
 
 
 class Sync(NamedTuple):
-    """A task outside slots: on one stream of each of `ranks`, after the end of some slots and before others start.
+    """A task outside slots, on one stream of each of `ranks`.
 
-    Without slots to go before, the step's end waits for it.
+    after: (slot, index of the operation in it, -1 for its end) that must have ended. before: slots that wait for it;
+    without any, the step's end does.
     """
 
     name: str
     ranks: tuple[int, ...]
     stream: str
-    after: tuple[int, ...] = ()
+    after: tuple[tuple[int, int], ...] = ()
     before: tuple[int, ...] = ()
     links: tuple[str, ...] = ()
 
+
+END = "end"
+"""The name of an operation that only ends a slot: it takes no time and no view shows it."""
 
 WHOLE: Template = (Operation("", ("compute",)),)
 """A slot as one task on the compute stream."""

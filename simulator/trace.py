@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,16 +11,17 @@ import numpy as np
 
 from simpipe.simulator import engines, kernels
 from simpipe.simulator.costs.given import Costs
-from simpipe.simulator.graph import OVERLAPPED, STREAMS, WORDS, Engine, Graph, Loads
+from simpipe.simulator.graph import OPTIMIZER, OVERLAPPED, STREAMS, WORDS, Engine, Graph, Loads
 from simpipe.simulator.kernels import Floats, Ints
 from simpipe.simulator.lower import lower
+from simpipe.simulator.plan import END, StepCosts
 from simpipe.simulator.program import Kind, Program
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def simulate(program: Program, costs: Costs | None = None, engine: Engine = "auto") -> Trace:
+def simulate(program: Program, costs: StepCosts | None = None, engine: Engine = "auto") -> Trace:
     """Run a program. Without costs F = I = W = 1 s per 1/P of the layers, F&B = F + B, and links are free.
 
     Raises ProgramError where the program cannot run, CostsError where the costs do not fit it.
@@ -27,7 +29,7 @@ def simulate(program: Program, costs: Costs | None = None, engine: Engine = "aut
     return simulate_all(program, [costs or Costs()], engine)[0]
 
 
-def simulate_all(program: Program, costs: list[Costs], engine: Engine = "auto") -> list[Trace]:
+def simulate_all(program: Program, costs: Sequence[StepCosts], engine: Engine = "auto") -> list[Trace]:
     """Run a program once with each of the costs, over one Graph."""
     graph, loads = lower(program, *costs)
     start, end = engines.times(graph, loads, engine)
@@ -71,6 +73,18 @@ class Trace:
         """(slots,) when each slot's last task ended."""
         tasks = self.graph.slot_tasks
         return np.asarray(np.maximum.reduceat(self.end[tasks.items], tasks.start[:-1]), float)
+
+    @cached_property
+    def exposed_communication(self) -> Floats:
+        """(ranks,) seconds inside slots in which the compute stream does nothing: what computation does not hide."""
+        graph = self.graph
+        slot_time = np.bincount(graph.slot_rank, self.slot_end - self.slot_start, graph.ranks)
+        entry = np.flatnonzero(graph.stream_name[graph.streams.items] == STREAMS.index("compute"))
+        tasks = graph.streams.keys[entry]
+        entry, tasks = entry[graph.slot[tasks] >= 0], tasks[graph.slot[tasks] >= 0]
+        ranks = graph.stream_rank[graph.streams.items[entry]]
+        busy = np.bincount(ranks, self.end[tasks] - self.start[tasks], graph.ranks)
+        return np.asarray(np.maximum(slot_time - busy, 0.0), float)
 
     @cached_property
     def slack(self) -> Floats:
@@ -135,7 +149,8 @@ class Trace:
     @cached_property
     def activations(self) -> Levels:
         """Live activations in units of one micro-batch's through 1/P of the layers."""
-        return self.levels(np.full(len(self.program.kind), self.program.ranks / self.program.stages), self._release)
+        each = np.full(len(self.program.kind), self.program.ranks / self.program.stages)
+        return self.levels(each, max(self._release, 0.0))
 
     @cached_property
     def activation_bytes(self) -> Levels:
@@ -145,6 +160,38 @@ class Trace:
     @property
     def _release(self) -> float:
         return float(self.loads.release[self.row])
+
+    def slots(self) -> pd.DataFrame:
+        """A row per action and optimizer step, as long as its slot, in slot order: what a timeline draws.
+
+        Columns: slot, rank, kind, stage and microbatch (-1 for none), start and end in seconds, paired (one of an
+        F&B), slack in seconds (of the slot's tasks, the least), critical (one of its tasks is).
+        """
+        import pandas as pd
+
+        graph, program = self.graph, self.program
+        steps = np.arange(program.slots, len(graph.slot_rank))
+        slot = np.concatenate([program.action_slot, steps])
+        none = np.full(len(steps), -1)
+        tasks = graph.slot_tasks
+        slack = np.minimum.reduceat(self.slack[tasks.items], tasks.start[:-1])
+        critical = np.zeros(len(graph.slot_rank), bool)
+        on_path = graph.slot[self.critical_path]
+        critical[on_path[on_path >= 0]] = True
+        return pd.DataFrame(
+            {
+                "slot": slot,
+                "rank": graph.slot_rank[slot],
+                "kind": _words(np.concatenate([program.kind, np.full(len(steps), OPTIMIZER)]), WORDS),
+                "stage": np.concatenate([program.stage, none]),
+                "microbatch": np.concatenate([program.microbatch, none]),
+                "start": self.slot_start[slot],
+                "end": self.slot_end[slot],
+                "paired": np.concatenate([np.diff(program.slot_start)[program.action_slot] == 2, none < -1]),
+                "slack": slack[slot],
+                "critical": critical[slot],
+            }
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """A row per action (or operation of one), message and step task, in task order.
@@ -157,8 +204,9 @@ class Trace:
         import pandas as pd
 
         graph, program = self.graph, self.program
-        pairs = np.flatnonzero(graph.word == OVERLAPPED)
-        shown = np.sort(np.concatenate([np.arange(graph.tasks), pairs]))
+        ends = graph.operations.index(END) if END in graph.operations else -1
+        pairs = np.flatnonzero((graph.word == OVERLAPPED) & (graph.operation != ends))
+        shown = np.sort(np.concatenate([np.flatnonzero(graph.operation != ends), pairs]))
         second = np.concatenate([[False], shown[1:] == shown[:-1]])
         action = np.where(second, graph.partner[shown], graph.action[shown])
         has = action >= 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import os
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from simpipe.simulator.errors import OutputError
+from simpipe.simulator.files import atomic
 from simpipe.simulator.trace import Trace
 
 DEFAULT_SET = ("timeline.html", "timeline.png", "tasks.csv", "trace.json.gz")
@@ -72,27 +72,6 @@ def writers() -> dict[str, Writer]:
         module = import_module(f"{__name__}.{info.name}")
         found |= dict.fromkeys(getattr(module, "ENDINGS", ()), getattr(module, "write", None))
     return found
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A new file beside `path`, of the same ending, that takes its place at the end, or goes on an error.
-
-    Raises OutputError, one sentence, where the system refuses.
-    """
-    target = Path(os.path.realpath(path))
-    draft = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
-        if path.exists() and not path.is_file():
-            what = "it is a folder; end it with / to fill it" if path.is_dir() else "it is no regular file"
-            raise OutputError(f"{path} cannot be written: {what}")
-        yield draft
-        os.replace(draft, target)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            draft.unlink()
 
 
 def ending(path: Path, known: dict[str, Writer] | tuple[str, ...]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from simpipe.schedules import ClosedForm
+from simpipe.simulator.case import Result
+from simpipe.simulator.efficiency import Efficiency
 from simpipe.simulator.graph import INTERVAL
 from simpipe.simulator.program import Program, slot_text
 from simpipe.simulator.summary import RankSummary, Summary
@@ -48,8 +50,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def run(summary: Summary, closed_form: ClosedForm | None) -> list[str]:
+def run(result: Result) -> list[str]:
     """The report of one run."""
+    summary, closed_form = result.summary, result.closed_form
     shown = summary.per_rank[:MOST_RANKS]
     header = ["rank", "stages", "busy", "bubble", "bubbles", "longest", "waiting", "transfer", "peak activations"]
     with_bytes = summary.peak_activation_bytes > 0
@@ -58,9 +61,33 @@ def run(summary: Summary, closed_form: ClosedForm | None) -> list[str]:
     if len(summary.per_rank) > len(shown):
         lines.append(f"... and {len(summary.per_rank) - len(shown)} more ranks; --json has them all")
     lines += ["", *_causes(summary)]
+    if result.efficiency:
+        lines += ["", *_efficiency(result.efficiency, summary)]
     if closed_form:
         lines.append(formula(closed_form, max(rank.bubble_time for rank in summary.per_rank)))
     return lines
+
+
+def _efficiency(found: Efficiency, summary: Summary) -> list[str]:
+    """Throughput, and each rank's memory at its peak by kind."""
+    e = found
+    lines = [
+        f"step {number(e.step_time_s)} s: {number(e.tokens_per_s)} tokens/s, {number(e.tokens_per_s_per_gpu)} a GPU; "
+        f"{number(e.tflops_per_gpu)} TFLOP/s a GPU",
+        f"MFU {e.mfu:.1%} (causal, of the dense BF16 peak; with full attention {e.mfu_noncausal:.1%}, of the format's "
+        f"peak {e.mfu_format_peak:.1%}), HFU {e.hfu:.1%}",
+        f"communication that computation does not hide: {number(e.exposed_communication_s)} s a rank on average",
+        "",
+    ]
+    kinds = [kind for kind, size_ in e.memory.by_kind.items() if size_ > 0]
+    rows = [
+        [str(r.rank), f"{r.peak_bytes / 1e9:.1f}", *(f"{r.by_kind[kind] / 1e9:.1f}" for kind in kinds)]
+        for r in e.memory_per_rank[:MOST_RANKS]
+    ]
+    lines += table(["GB at the peak of rank", "all", *(kind.replace("_", " ") for kind in kinds)], rows)
+    peak, capacity = e.memory.peak_bytes / 1e9, e.capacity_bytes / 1e9
+    fits = f"fits: at most {peak:.1f} of a GPU's {capacity:.1f} GB, on rank {e.memory.rank}"
+    return [*lines, "", fits if e.fits else f"DOES NOT FIT: {e.excess}"]
 
 
 def headline(summary: Summary) -> str:
@@ -103,21 +130,20 @@ def comparison(rows: Sequence[dict[str, Any]], refused: Sequence[str]) -> list[s
     """The ranking of a comparison, and what could not take the size."""
     header = ["schedule", "place", "makespan", "bubble rate", "mean bubble", "peak activations", "copies", "stages"]
     names = ("makespan_s", "bubble_rate", "mean_bubble_s", "peak_activations", "parameter_copies", "stages")
-    with_bytes = any(row["peak_activation_bytes"] for row in rows)
-    cells = [
-        [
-            row["schedule"],
-            str(row["place"]),
-            *(f"{row[n]:.2%}" if n == "bubble_rate" else number(row[n]) for n in names),
-        ]
-        + [size(row["peak_activation_bytes"])] * with_bytes
-        for row in rows
-    ]
-    lines = [
-        "on equal ranks, micro-batches and layers; seconds, and micro-batches' activations of 1/ranks of the layers"
-    ]
+    modelled = any("mfu" in row for row in rows)
+    with_bytes = not modelled and any(row["peak_activation_bytes"] for row in rows)
+    cells = []
+    for row in rows:
+        figures = [f"{row[name]:.2%}" if name == "bubble_rate" else number(row[name]) for name in names]
+        cells.append([row["schedule"], str(row["place"]), *figures, *[size(row["peak_activation_bytes"])] * with_bytes])
+        if modelled:
+            cells[-1] += [f"{row['mfu']:.1%}", number(row["exposed_communication_s"])]
+            cells[-1] += [size(row["peak_memory_bytes"]), "yes" if row["fits"] else "NO"]
+    basis = "model, GPUs and global batch" if modelled else "ranks, micro-batches and layers"
+    lines = [f"on equal {basis}; seconds, and micro-batches' activations of 1/ranks of the layers"]
+    header += ["peak bytes"] * with_bytes + ["MFU", "exposed comm.", "peak memory", "fits"] * modelled
     if rows:
-        lines += ["", *table(header + ["peak bytes"] * with_bytes, cells)]
+        lines += ["", *table(header, cells)]
     return lines + [f"left out: {sentence}" for sentence in refused]
 
 
@@ -135,6 +161,38 @@ def catalogue(schedules: Sequence[dict[str, Any]]) -> list[str]:
             notes.append(f"bubble {formula['text']}, exact {formula['domain']}")
         lines += [" " * 26 + "; ".join(notes)] if notes else []
     return lines
+
+
+def model(facts: dict[str, Any]) -> list[str]:
+    """A model's counts by component."""
+    counts = (
+        "parameters",
+        "activated_parameters",
+        "training_flops_per_token",
+        "training_flops_per_token_full_attention",
+    )
+    rows = [
+        [name, *(f"{facts[count].get(name, 0) / 1e9:,.3f}" for count in counts)]
+        for name in dict.fromkeys(name for count in counts for name in facts[count] if name != "all")
+    ]
+    rows.append(["all", *(f"{facts[count]['all'] / 1e9:,.3f}" for count in counts)])
+    header = ["billions", "parameters", "activated a token", "training FLOP a token", "with full attention"]
+    lines = [f"{facts['name']}: {facts['source']}", "", *table(header, rows), ""]
+    lines.append(
+        f"FLOPs at a sequence of {facts['sequence']} tokens, causal attention counting half of it, without MTP"
+    )
+    if facts["mtp_parameters"]:
+        lines.append(f"MTP modules have {facts['mtp_parameters'] / 1e9:,.3f} billion parameters more")
+    return [*lines, f"KV cache {facts['kv_cache_bytes_per_token'] / 1e3:g} kB a token in bf16"]
+
+
+def hardware(rows: Sequence[tuple[str, str, str, bool]]) -> list[str]:
+    """A machine's figures with their sources."""
+    keys, values = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
+    return [
+        f"{key:<{keys}}  {value:<{values}}  {'ASSUMED: ' if assumed else ''}{source}"
+        for key, value, source, assumed in rows
+    ]
 
 
 def grid(program: Program) -> list[str]:

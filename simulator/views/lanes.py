@@ -26,13 +26,8 @@ class Steps(NamedTuple):
 
 
 def blocks(trace: Trace) -> pd.DataFrame:
-    """The rows of `trace.to_frame()` that are drawn, slots and optimizer steps, with where they lie.
-
-    Adds y (centre), height, paired (one half of an overlapped F&B: F above, B below), and kind as text.
-    """
-    frame = trace.to_frame()
-    frame = frame[(frame["slot"] >= 0) & (frame["stream"] == "compute")].reset_index(drop=True)
-    frame["paired"] = frame["task"].duplicated(keep=False)
+    """The rows of `trace.slots()`, as drawn: adds y (centre) and height; of an F&B the F lies above, the B below."""
+    frame = trace.slots()
     upper = np.where(frame["kind"] == "F", -1, 1)
     frame["y"] = frame["rank"] + np.where(frame["paired"], upper * LANE / 4, 0.0)
     frame["height"] = np.where(frame["paired"], LANE / 2, LANE)

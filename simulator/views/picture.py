@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simpipe.simulator.files import atomic
 from simpipe.simulator.kernels import Floats
 from simpipe.simulator.summary import summarize
 from simpipe.simulator.trace import Trace
-from simpipe.simulator.views import atomic, ending, lanes, palette
+from simpipe.simulator.views import ending, lanes, palette
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,0 +1,80 @@
+"""Case: one thing to simulate, from what a command line, a file or a spreadsheet row says, and its whole result.
+
+Costs are given by hand (`given`), or follow from a scenario: model, machine and parallel layout (`modelled`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from simpipe import schedules
+from simpipe.schedules import ClosedForm
+from simpipe.simulator.costs.given import Costs
+from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.efficiency import Efficiency, efficiency
+from simpipe.simulator.graph import Engine
+from simpipe.simulator.plan import StepCosts
+from simpipe.simulator.program import Program
+from simpipe.simulator.scenario import Scenario
+from simpipe.simulator.summary import Summary, summarize
+from simpipe.simulator.trace import Trace, simulate
+
+RANKS, MICROBATCHES = 8, 20
+"""The size of a schedule given by name where nothing else says it: the worked example of the DeepSeek-V3 report."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A program with its costs. `schedule` is the name or file it is from."""
+
+    schedule: str
+    program: Program
+    costs: StepCosts
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A simulated case: the trace and its figures; efficiency where a model is behind the costs."""
+
+    trace: Trace
+    summary: Summary
+    closed_form: ClosedForm | None
+    efficiency: Efficiency | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as one flat object: what `simpipe run --json` prints."""
+        figures = self.summary.to_dict() | {"critical_path": self.trace.critical_seconds}
+        figures["formula"] = self.closed_form and self.closed_form._asdict()
+        return figures | (self.efficiency.to_dict() if self.efficiency else {})
+
+
+def given(schedule: str, ranks: int | None, microbatches: int | None, chunks: int | None, costs: str) -> Case:
+    """A case with costs by hand: `costs` is text such as F=1,I=1 or the path of a .toml file. Raises SimpipeError."""
+    name, options = schedules.parse(schedule)
+    if not name.endswith(".csv"):
+        ranks = RANKS if ranks is None else ranks
+        microbatches = MICROBATCHES if microbatches is None else microbatches
+    chunks = options.pop("chunks", chunks)
+    program = schedules.program(name, ranks, microbatches, chunks, **options)
+    return Case(name, program, Costs.read(costs) if costs.endswith(".toml") else Costs.parse(costs))
+
+
+def modelled(scenario: Scenario) -> Case:
+    """The case that a scenario describes. Raises SimpipeError."""
+    loaded = scenario.load()
+    spec, parallel = loaded.schedule, loaded.parallel
+    program = schedules.program(spec.name, parallel.ranks, parallel.microbatches, spec.chunks, **spec.options)
+    speeds = tuple(scenario.stragglers.get(rank, 1.0) for rank in range(parallel.ranks))
+    lengths = tuple(tokens / parallel.sequence for tokens in scenario.lengths)
+    return Case(spec.name, program, ModelledCosts(loaded.model, loaded.cluster, parallel, speeds, lengths))
+
+
+def simulated(case: Case, engine: Engine = "auto") -> Result:
+    """Run a case and find its figures."""
+    trace = simulate(case.program, case.costs, engine)
+    summary = summarize(trace)
+    if isinstance(case.costs, ModelledCosts):
+        return Result(trace, summary, None, efficiency(trace, case.costs))
+    assert isinstance(case.costs, Costs)
+    return Result(trace, summary, schedules.closed_form(case.schedule, case.program, case.costs), None)

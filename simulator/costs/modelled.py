@@ -1,0 +1,406 @@
+"""Costs from first principles: a model, a machine and a parallel layout become the operations of every slot.
+
+Stages whose layers are of the same kinds cost the same, so a step has few templates. Links are a rank's share of its
+node: NVLink and NICs, each direction its own, shared by expert-parallel exchange, pipeline messages and the
+data-parallel reduction alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from simpipe.simulator.costs import collectives, memory, operators
+from simpipe.simulator.costs.cluster import Cluster
+from simpipe.simulator.costs.collectives import Exchange
+from simpipe.simulator.costs.model import Model
+from simpipe.simulator.costs.operators import Passes, Step
+from simpipe.simulator.costs.overlap import Laid, lay_out
+from simpipe.simulator.costs.parallel import Parallel, Stage, stages
+from simpipe.simulator.graph import OPTIMIZER, SYNC, Graph
+from simpipe.simulator.kernels import Floats, Ints
+from simpipe.simulator.plan import END, Numbers, Operation, Plan, Sync, Template
+from simpipe.simulator.program import KINDS, Kind, Program
+
+T = TypeVar("T")
+
+LINKS = ("nic_out", "nic_in", "nvlink_out", "nvlink_in", "kernel")
+"""A rank's links: its share of the node's NICs, its NVLink, and what the SMs of a communication kernel can move."""
+
+NICS, NVLINK, KERNEL = LINKS[:2], LINKS[2:4], LINKS[4:]
+
+SlotKey = tuple[tuple[str, int], ...]
+"""What a slot runs apart from its micro-batches: kind and class of stage of each action."""
+
+
+class Piece(NamedTuple):
+    """Numbers of one operation, as Loads holds them: see there."""
+
+    latency: float
+    work: float
+    held: float
+    slowed: float
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelledCosts:
+    """The costs of a step of `model` on `cluster`, laid out as `parallel`; implements plan.StepCosts.
+
+    speeds: how much slower than its profile each rank computes (1 where left out). lengths: work of each micro-batch
+    over the average one (1 where left out).
+    """
+
+    model: Model
+    cluster: Cluster
+    parallel: Parallel
+    speeds: tuple[float, ...] = ()
+    lengths: tuple[float, ...] = ()
+    _slots: dict[SlotKey, Laid] = field(default_factory=dict, repr=False)
+    _known: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    # What StepCosts asks for.
+
+    def plan(self, program: Program) -> Plan:
+        """A template for each kind of slot, and what reduces gradients and gathers parameters outside them."""
+        kinds, template_of = self._kinds(program)
+        return Plan(
+            templates=tuple(self._template(key) for key in kinds),
+            template_of=template_of,
+            syncs=tuple(sync for sync, _ in self._syncs(program)),
+            links=LINKS,
+            message_links=("nic_out", "nic_in") if self._across_nodes else ("nvlink_out", "nvlink_in"),
+            barrier=True,
+            optimizer=True,
+        )
+
+    def fill(self, graph: Graph, numbers: Numbers) -> None:
+        """Latency, work, weights, held and slowed of every task, and the links' capacities."""
+        program = graph.program
+        kinds, template_of = self._kinds(program)
+        first = graph.slot_tasks.items[graph.slot_tasks.start[:-1]][: program.slots]
+        for number, key in enumerate(kinds):
+            slots = np.flatnonzero(template_of == number)
+            self._fill_slots(graph, numbers, first[slots][:, None], self._pieces(key))
+        self._scale(graph, numbers)
+        message = np.flatnonzero(graph.message)
+        sent = collectives.point_to_point(self.cluster, self._message_bytes, self._across_nodes)
+        numbers.latency[message] = sent.latency
+        numbers.work[message] = sent.network_bytes + sent.nvlink_bytes
+        exchanges = [exchange for _, exchange in self._syncs(program)]
+        for task, exchange in zip(np.flatnonzero(graph.word == SYNC).tolist(), exchanges, strict=True):
+            piece = self._transfer(exchange, 0)
+            numbers.latency[task], numbers.work[task] = piece.latency, piece.work
+            entries = slice(graph.route.start[task], graph.route.start[task + 1])
+            numbers.weight[entries] = np.resize(piece.weights, entries.stop - entries.start)  # on each of its ranks
+        ranks = range(program.ranks)
+        numbers.work[graph.word == OPTIMIZER] = [self._optimizer_seconds(program, rank) for rank in ranks]
+        network, nvlink = collectives.network_bandwidth(self.cluster), collectives.nvlink_bandwidth(self.cluster)
+        numbers.capacity[:] = np.tile([network, network, nvlink, nvlink, 1.0], program.ranks)
+
+    def activation(self, program: Program) -> Floats:
+        """(actions,) bytes that each F keeps, after recomputation."""
+        kept = self._by_stage(
+            program, "activation", lambda s: memory.total(memory.activation(self.model, self.parallel, s))
+        )
+        return np.where(program.kind == Kind.F, np.array(kept)[program.stage], 0.0)
+
+    @property
+    def release(self) -> float:
+        """The share of an activation that I frees, of the last layer: negative where I leaves more for W than it frees.
+
+        I keeps for W the gradients of products' outputs, and the inputs that it recomputed.
+        """
+        stage = Stage(1, (self.model.layers - 1,), embedding=False, head=False, mtp=False)
+        freed, kept, added = map(memory.total, memory.released_by_input(self.model, self.parallel, stage))
+        return (freed - added) / (freed + kept) if freed + kept else 0.0
+
+    def parameters(self, program: Program) -> Floats:
+        """(stages,) bytes of parameters on each GPU of a stage."""
+        return np.array(
+            self._by_stage(program, "parameters", lambda s: memory.static(self.model, self.parallel, [s])["parameters"])
+        )
+
+    # What its figures ask for.
+
+    def static_bytes(self, program: Program, rank: int) -> dict[str, float]:
+        """Bytes by kind that a GPU of a rank holds all step long."""
+        held = program.placement[rank]
+        copies = max(sum(stage in other for other in program.placement) for stage in held)
+        key = ("static", program.stages, held, copies)
+        if key not in self._known:
+            self._known[key] = memory.static(self.model, self.parallel, self._held(program)[rank], copies)
+        return self._known[key]  # type: ignore[no-any-return]
+
+    def transient_bytes(self, program: Program) -> Floats:
+        """(slots,) bytes that a slot needs while it runs, beside activations; an F&B slot what both actions need."""
+        by_stage = np.array([memory.total(kinds) for kinds in self._transient(program)])
+        return np.asarray(np.add.reduceat(by_stage[program.stage], program.slot_start[:-1]), float)
+
+    def transient_kinds(self, program: Program, slot: int) -> dict[str, float]:
+        """The same of one slot, by kind."""
+        actions = range(int(program.slot_start[slot]), int(program.slot_start[slot + 1]))
+        parts = [self._transient(program)[program.stage[action]] for action in actions]
+        return {kind: sum(part[kind] for part in parts) for kind in parts[0]}
+
+    def computed_flops(self, program: Program) -> float:
+        """FLOPs of all matrix products of a step on one GPU of each rank, recomputation included."""
+        kinds, template_of = self._kinds(program)
+        each = np.array([sum(piece.step.flops for piece in self._slots[key].pieces) for key in kinds])
+        return float(each[template_of].sum())
+
+    def _transient(self, program: Program) -> list[dict[str, float]]:
+        return self._by_stage(program, "transient", lambda s: memory.transient(self.model, self.parallel, s))
+
+    def _by_stage(self, program: Program, what: str, value: Callable[[Stage], T]) -> list[T]:
+        """A value of each stage, found once for stages of equal layers."""
+        every = self.stages(program)
+        shapes = [self._shape(stage) for stage in every]
+        for shape, stage in zip(shapes, every, strict=True):
+            if (what, shape) not in self._known:
+                self._known[what, shape] = value(stage)
+        return [self._known[what, shape] for shape in shapes]
+
+    # Stages and kinds of slots.
+
+    def stages(self, program: Program) -> tuple[Stage, ...]:
+        """The model's layers over the program's stages."""
+        if program.stages not in self._known:
+            self._known[program.stages] = stages(self.model, self.parallel, program.stages)
+        return self._known[program.stages]  # type: ignore[no-any-return]
+
+    def _held(self, program: Program) -> list[list[Stage]]:
+        """The stages of each rank."""
+        every = self.stages(program)
+        return [[every[stage] for stage in held] for held in program.placement]
+
+    def _kinds(self, program: Program) -> tuple[list[SlotKey], Ints]:
+        """The kinds of slots there are, and (slots,) which one each is. Stages of equal layers are one class."""
+        if self._known.get("program") is not program:
+            self._known["program"], self._known["kinds"] = program, self._find_kinds(program)
+        return self._known["kinds"]  # type: ignore[no-any-return]
+
+    def _find_kinds(self, program: Program) -> tuple[list[SlotKey], Ints]:
+        every = self.stages(program)
+        shapes = [self._shape(stage) for stage in every]
+        likeness = np.array([shapes.index(shape) for shape in shapes])
+        code = program.kind * len(every) + likeness[program.stage]
+        base = len(KINDS) * len(every) + 1
+        first = program.slot_start[:-1]
+        second = np.where(np.diff(program.slot_start) == 2, code[np.minimum(first + 1, len(code) - 1)] + 1, 0)
+        codes, template_of = np.unique(code[first] * base + second, return_inverse=True)
+        keys = []
+        for number in codes.tolist():
+            one, two = divmod(number, base)
+            actions = [one] if two == 0 else [one, two - 1]
+            keys.append(tuple((KINDS[a // len(every)].name, a % len(every)) for a in actions))
+            self._slots.setdefault(keys[-1], self._lay_out(keys[-1], every))
+        return keys, np.asarray(template_of, np.int64)
+
+    def _shape(self, stage: Stage) -> tuple[Any, ...]:
+        layers = tuple(self.model.layer(index).kind for index in stage.layers)
+        return layers, stage.embedding, stage.head, stage.mtp
+
+    def _lay_out(self, key: SlotKey, every: tuple[Stage, ...]) -> Laid:
+        if key in self._slots:
+            return self._slots[key]
+        by_kind = {kind: self._passes(every[stage]) for kind, stage in key}
+        forward, backward = by_kind.get("F", []), [p for kind, p in by_kind.items() if kind != "F"]
+        back = list(reversed(backward[0])) if backward else []
+        parts = {kind: number for number, (kind, _) in enumerate(key)}
+        return lay_out(forward, back, parts, self.parallel.overlap == "within-slot")
+
+    def _passes(self, stage: Stage) -> list[Passes]:
+        """A stage's passes, in the order of its forward: embedding, layers, MTP modules, head."""
+        model, cluster, parallel = self.model, self.cluster, self.parallel
+        found = [operators.embedding_passes(model, cluster, parallel)] if stage.embedding else []
+        found += [self._layer_passes[model.layer(index).kind] for index in stage.layers]
+        found += [operators.mtp_passes(model, cluster, parallel)] if stage.mtp else []
+        return found + ([operators.head_passes(model, cluster, parallel)] if stage.head else [])
+
+    @cached_property
+    def _layer_passes(self) -> dict[str, Passes]:
+        layers = {layer.kind: layer for layer in map(self.model.layer, range(self.model.layers))}
+        return {k: operators.passes(self.model, self.cluster, self.parallel, layer) for k, layer in layers.items()}
+
+    # Operations.
+
+    def _template(self, key: SlotKey) -> Template:
+        """A slot's operations, and one that ends it on all streams that slots use."""
+        laid = self._slots[key]
+        found = [
+            Operation(piece.step.name, piece.step.streams, piece.needs, piece.part, _links(piece.step))
+            for piece in laid.pieces
+        ]
+        return (*found, Operation(END, self._streams, (len(found) - 1,), -1 if len(key) == 2 else 0))
+
+    @cached_property
+    def _streams(self) -> tuple[str, ...]:
+        """The streams that steps of any layer occupy."""
+        steps = [step for p in self._layer_passes.values() for part in p for step in part]
+        return tuple(dict.fromkeys(["compute", *(name for step in steps for name in step.streams)]))
+
+    def _pieces(self, key: SlotKey) -> list[Piece]:
+        ended = Piece(0.0, 0.0, 0.0, 0.0, ())
+        return [*(self._piece(piece.step) for piece in self._slots[key].pieces), ended]
+
+    def _piece(self, step: Step) -> Piece:
+        if _links(step):
+            exchange = Exchange(step.latency, step.network_bytes, step.nvlink_bytes, step.rate_limit)
+            return self._transfer(exchange, step.sms)
+        held = self.parallel.communication_sms / self.cluster.gpu.sms
+        slowed = (1 - step.seconds / step.beside) / held if held and step.beside > step.seconds else 0.0
+        return Piece(step.latency, step.seconds, 0.0, slowed, ())
+
+    def _transfer(self, exchange: Exchange, sms: int) -> Piece:
+        """Work in bytes over all links together; each link's weight is its share of them."""
+        total = exchange.network_bytes + exchange.nvlink_bytes
+        network, nvlink = (part / total if total else 0.0 for part in exchange[1:3])
+        weights = (network, network, nvlink, nvlink, 1 / exchange.rate_limit)
+        return Piece(exchange.latency, total, sms / self.cluster.gpu.sms, 0.0, weights)
+
+    def _fill_slots(self, graph: Graph, numbers: Numbers, first: Ints, pieces: list[Piece]) -> None:
+        """The tasks of all slots of one kind; `first` is a column of each one's first task."""
+        tasks = first + np.arange(len(pieces))
+        for name in ("latency", "work", "held", "slowed"):
+            getattr(numbers, name)[tasks] = [getattr(piece, name) for piece in pieces]
+        routed = [(index, weight) for index, piece in enumerate(pieces) for weight in enumerate(piece.weights)]
+        if routed:
+            index, (link, weight) = np.array([i for i, _ in routed]), zip(*(pair for _, pair in routed), strict=True)
+            numbers.weight[graph.route.start[first + index] + np.array(link)] = weight
+
+    def _scale(self, graph: Graph, numbers: Numbers) -> None:
+        """Slow ranks compute longer; long micro-batches compute and exchange more."""
+        program = graph.program
+        inside = np.flatnonzero((graph.slot >= 0) & (graph.action >= 0))
+        computes = np.diff(graph.route.start)[inside] == 0
+        speeds = np.ones(program.ranks)
+        speeds[: len(self.speeds)] = self.speeds
+        lengths = np.ones(program.microbatches)
+        lengths[: len(self.lengths)] = self.lengths
+        factor = np.where(computes, speeds[graph.rank[inside]], 1.0)
+        numbers.work[inside] *= factor * lengths[program.microbatch[graph.action[inside]]]
+
+    # Outside slots.
+
+    @property
+    def _stage_gpus(self) -> int:
+        return self.parallel.gpus // self.parallel.ranks
+
+    @property
+    def _across_nodes(self) -> bool:
+        """Whether neighbouring stages are on different nodes; where only some are, all messages take the network."""
+        return self.parallel.gpus > self.cluster.node.nvlink.domain_gpus
+
+    @property
+    def _message_bytes(self) -> float:
+        """A boundary activation or its gradient, bf16, on one GPU."""
+        p = self.parallel
+        split = p.cp * (p.tp if p.sequence_parallel else 1)
+        return 2.0 * p.tokens * self.model.hidden / split
+
+    def _optimizer_seconds(self, program: Program, rank: int) -> float:
+        """A memory-bound kernel reads and writes its shard of gradients, master weights and moments."""
+        parts = self.static_bytes(program, rank)
+        shards = parts["optimizer"] + parts["gradients"] / (1 if self.parallel.zero >= 2 else self.parallel.dp)
+        return self.cluster.memory_seconds(2 * shards)
+
+    def _syncs(self, program: Program) -> list[tuple[Sync, Exchange]]:
+        """What each rank does for its stages' gradients and parameters, in the order of its data-parallel stream."""
+        ends = _ends(program)
+        found = []
+        for rank, held in enumerate(self._held(program)):
+            for stage in held:
+                found += self._gathers(program, rank, stage, ends)
+        for rank, held in enumerate(self._held(program)):
+            for stage in sorted(held, key=lambda s: ends.last[rank, s.index]):
+                found += self._reductions(program, rank, stage, ends)
+        return found + self._copies(program, ends)
+
+    def _gathers(self, program: Program, rank: int, stage: Stage, ends: Ends) -> list[tuple[Sync, Exchange]]:
+        """ZeRO 1 and 2: parameters once, before the first forward of the stage, or of the rank if not overlapped."""
+        if self.parallel.zero not in (1, 2):
+            return []
+        before = int(ends.first[rank, stage.index])
+        if not self.parallel.gather_overlap:
+            before = int(program.rank_start[rank])
+        exchange = self._over_peers(stage, collectives.all_gather, "parameters")
+        return _sync("all-gather", (rank,), (), (before,), exchange)
+
+    def _reductions(self, program: Program, rank: int, stage: Stage, ends: Ends) -> list[tuple[Sync, Exchange]]:
+        """Gradients in buckets, each once the last micro-batch's weight gradients of its layers are there."""
+        slot = int(ends.last[rank, stage.index])
+        kinds, template_of = self._kinds(program)
+        made = self._slots[kinds[template_of[slot]]].gradients if self.parallel.gradient_overlap else ()
+        if not made:
+            made, slot = (-1,), int(program.rank_start[rank + 1]) - 1
+        way = collectives.all_reduce if self.parallel.zero == 0 else collectives.reduce_scatter
+        whole = self._over_peers(stage, way, "gradients")
+        network, nvlink = whole.network_bytes / len(made), whole.nvlink_bytes / len(made)
+        part = whole._replace(network_bytes=network, nvlink_bytes=nvlink)
+        return [sync for index in made for sync in _sync("reduce-scatter", (rank,), ((slot, index),), (), part)]
+
+    def _copies(self, program: Program, ends: Ends) -> list[tuple[Sync, Exchange]]:
+        """Where two ranks hold a stage, they add up its gradients at the end."""
+        found = []
+        for stage in self.stages(program):
+            ranks = tuple(rank for rank, held in enumerate(program.placement) if stage.index in held)
+            if len(ranks) > 1:
+                size = self._gradient_bytes(stage) / (1 if self.parallel.zero == 0 else self.parallel.dp)
+                exchange = collectives.point_to_point(self.cluster, size, self._across_nodes)
+                after = tuple((int(ends.last[rank, stage.index]), -1) for rank in ranks)
+                found += _sync("reduce copies", ranks, after, (), exchange)
+        return found
+
+    def _over_peers(self, stage: Stage, way: Any, what: str) -> Exchange:
+        """A collective of a stage's dense weights over its data-parallel peers, and of its experts' over theirs."""
+        held = memory.weights(self.model, self.parallel, [stage])
+        p = self.parallel
+        sizes = [held.dense_bytes, held.expert_bytes]
+        if what == "gradients":
+            sizes = [held.dense * p.gradient_bytes, held.experts * p.gradient_bytes]
+        total = Exchange(0.0, 0.0, 0.0)
+        for size, group, stride in ((sizes[0], p.dp * p.cp, p.tp), (sizes[1], p.edp, p.ep * p.etp)):
+            near = max(1, min(group, self.cluster.node.nvlink.domain_gpus // stride))
+            done = way(self.cluster, size, group, near)
+            total = Exchange(*(a + b for a, b in zip(total[:3], done[:3], strict=True)))
+        return total
+
+    def _gradient_bytes(self, stage: Stage) -> float:
+        held = memory.weights(self.model, self.parallel, [stage])
+        return (held.dense + held.experts) * self.parallel.gradient_bytes
+
+
+class Ends(NamedTuple):
+    """(ranks, stages) the first slot of each stage on each rank, and the last that makes its weight gradients."""
+
+    first: Ints
+    last: Ints
+
+
+def _ends(program: Program) -> Ends:
+    at = program.action_rank * program.stages + program.stage
+    first = np.full(program.ranks * program.stages, program.slots)
+    np.minimum.at(first, at, program.action_slot)
+    last = np.full(program.ranks * program.stages, -1)
+    weights = np.isin(program.kind, (Kind.W, Kind.B))
+    np.maximum.at(last, at[weights], program.action_slot[weights])
+    shape = (program.ranks, program.stages)
+    return Ends(first.reshape(shape), last.reshape(shape))
+
+
+def _links(step: Step) -> tuple[str, ...]:
+    return LINKS if step.network_bytes or step.nvlink_bytes else ()
+
+
+def _sync(
+    name: str, ranks: tuple[int, ...], after: tuple[tuple[int, int], ...], before: tuple[int, ...], exchange: Exchange
+) -> list[tuple[Sync, Exchange]]:
+    """One on the data-parallel stream, unless it moves nothing."""
+    if exchange.network_bytes + exchange.nvlink_bytes == 0:
+        return []
+    return [(Sync(name, ranks, "data-parallel", after, before, LINKS), exchange)]

@@ -1,0 +1,641 @@
+"""Computation: the kernels of a layer's passes on one GPU, by shape; knows no schedule and no order of slots.
+
+A pass is a chain of steps, derived from the model's own list of operations. Matrix products and attention take the
+machine's curves; everything else moves bytes: a step's bytes are what its kernels read and write, each tensor once.
+Which kernels there are was read off the published DeepSeek-V3 training trace (github.com/deepseek-ai/profile-data) and
+Megatron-LM; none of their times is used.
+
+* A Linear's columns are split over the tensor-parallel group, or its rows where it closes a half of the layer; router
+  and MLA down-projections are not split. Sequence parallel, what is not split sees tokens / tp.
+* fp8: a Linear casts its input by row, its output's gradient by row, and both by column for the weight gradient,
+  unless the kernel before wrote them so; each weight is transposed once a micro-batch, for the input's gradient, or
+  for the forward in experts. What crossed the network in fp8 is cast by column only when its weight gradient is due.
+  Head, router, core and norms stay in bf16.
+* The residual stream's norms add first: a half's output is added by the norm behind it.
+* The input pass holds everything of the backward but weight gradients' products: dQ, dK and dV, the gradients of
+  biases and of norms' gains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from simpipe.simulator.costs import collectives
+from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Attention, Cluster
+from simpipe.simulator.costs.collectives import Exchange
+from simpipe.simulator.costs.model import (
+    Activation,
+    Core,
+    LatentAttention,
+    Layer,
+    Linear,
+    Lookup,
+    Model,
+    Norm,
+    Operation,
+)
+from simpipe.simulator.costs.parallel import Parallel
+
+ROW_PARALLEL = {"attention.out", "mlp.down", "shared.down", "experts.down"}
+WHOLE = {"router", "attention.q_down", "attention.kv_down", "mtp.join"}
+"""Linears whose rows are split by tensor parallelism, and those that are not split; the others' columns are."""
+
+RESIDUAL = {"norms.attention", "norms.mlp", "norms.final"}
+FUSED_CAST = {"mlp.down", "shared.down", "experts.down"}
+"""Linears whose input the activation function writes in fp8 already."""
+
+GATING_FORWARD, GATING_BACKWARD = 40, 24
+"""Kernels of an unfused router beside its product, each over all scores in fp32, as the trace counts them: sigmoid,
+bias, group and expert top-k, normalisation, balance loss and statistics."""
+
+FP32 = 4
+LOGITS_FORWARD, LOGITS_BACKWARD = (6, 8), 6
+"""Bytes a logit, by kernel: forward cast to fp32 (2 + 4) and softmax with loss (4 + 4); backward to bf16 (4 + 2)."""
+
+
+class Step(NamedTuple):
+    """One kernel or some kernels in a row, on one GPU.
+
+    phase: the part of the pass it stands in. seconds: on all SMs with nothing beside; beside: on those that a
+    communication kernel leaves; both 0 where it moves bytes between GPUs. Bytes are those sent, per direction.
+    latency: gaps before its kernels, and of a transfer. sms: those that a communication kernel holds. flops: of matrix
+    products. rate_limit: bytes/s that a communication kernel moves at most.
+    """
+
+    name: str
+    phase: str
+    stream: str
+    seconds: float = 0.0
+    beside: float = 0.0
+    network_bytes: float = 0.0
+    nvlink_bytes: float = 0.0
+    latency: float = 0.0
+    sms: int = 0
+    flops: float = 0.0
+    rate_limit: float = math.inf
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams it holds. Weight gradients on their own stream take all SMs, so nothing computes beside them:
+        in the trace kernels of the two streams alternate."""
+        return (self.stream, "compute") if self.stream == "weight-gradient" else (self.stream,)
+
+
+class Passes(NamedTuple):
+    """A layer's steps, each pass in the order it runs: forward, backward for the input, backward for the weights."""
+
+    forward: tuple[Step, ...]
+    input: tuple[Step, ...]
+    weight: tuple[Step, ...]
+
+
+class _Work(NamedTuple):
+    """Kernels in a row: seconds on all SMs, seconds beside communication, how many, FLOPs."""
+
+    seconds: float = 0.0
+    beside: float = 0.0
+    kernels: int = 0
+    flops: float = 0.0
+
+
+def _together(*works: _Work) -> _Work:
+    return _Work(*map(sum, zip(*works, strict=True)))
+
+
+def _ceil(whole: float, parts: int) -> int:
+    return math.ceil(whole / parts)
+
+
+Shape = tuple[int, int, int]
+"""Rows, fan-in, fan-out of a product as forward runs it on this GPU."""
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one GPU has of a model, and what kernels take there."""
+
+    model: Model
+    cluster: Cluster
+    parallel: Parallel
+
+    # Sizes.
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch, where the tensor-parallel group works on the same ones."""
+        return _ceil(self.parallel.tokens, self.parallel.cp)
+
+    @property
+    def own(self) -> int:
+        """Tokens where the layer is not split."""
+        return _ceil(self.tokens, self.parallel.tp) if self.parallel.sequence_parallel else self.tokens
+
+    @property
+    def routed(self) -> int:
+        """Tokens that this GPU sends to experts."""
+        return _ceil(self.tokens, self.parallel.tp)
+
+    def expert_rows(self) -> list[int]:
+        """Rows of each local expert on the busiest GPU."""
+        experts, p = self.model.experts, self.parallel
+        assert experts
+        rows = round(self.routed * experts.topk * p.etp * p.expert_imbalance)
+        local = experts.routed // p.ep
+        return [rows // local + (i < rows % local) for i in range(local)]
+
+    def shapes(self, linear: Linear) -> list[Shape]:
+        """One product, or one for each local expert."""
+        expert = linear.copies > 1
+        parts = self.parallel.etp if expert else 1 if linear.name in WHOLE else self.parallel.tp
+        closing = linear.name in ROW_PARALLEL
+        fan_in = _ceil(linear.fan_in, parts) if closing else linear.fan_in
+        fan_out = linear.fan_out if closing else _ceil(linear.fan_out, parts)
+        rows = self.expert_rows() if expert else [self.own if linear.name in WHOLE else self.tokens]
+        return [(m, fan_in, fan_out) for m in rows]
+
+    def inner(self, activation: Activation) -> float:
+        """Elements that an activation function writes."""
+        expert = activation.name.startswith("experts.")
+        rows, parts = (sum(self.expert_rows()), self.parallel.etp) if expert else (self.tokens, self.parallel.tp)
+        return rows * activation.width / parts
+
+    def normed(self, norm: Norm) -> float:
+        """Elements of a norm: heads are split, the residual stream and latent vectors are not."""
+        return norm.width * (self.tokens * norm.rows / self.parallel.tp if norm.rows > 1 else self.own)
+
+    # Formats.
+
+    @property
+    def plain(self) -> str:
+        """The format of what stays out of fp8."""
+        return "bf16" if self.fp8 else self.parallel.compute_format
+
+    @property
+    def fp8(self) -> bool:
+        return self.parallel.compute_format.startswith("fp8")
+
+    @property
+    def sent_fp8(self) -> bool:
+        return self.parallel.ep > 1 and self.parallel.dispatch_format.startswith("fp8")
+
+    @property
+    def keeps_fp8(self) -> bool:
+        """Whether the inputs of activation functions are kept in fp8, their outputs not at all (DeepSeek-V3)."""
+        return self.parallel.compute_format == "fp8_block" and "swiglu" in self.parallel.recompute
+
+    def casts(self, linear: Linear) -> bool:
+        return self.fp8 and linear.name not in ("router", "head")
+
+    def arrives(self, linear: Linear, name: str) -> bool:
+        """Whether the hidden-wide side of the experts, `name`'s, crossed the network in fp8."""
+        return self.sent_fp8 and linear.name == name
+
+    # Kernels.
+
+    def _both(self, time: Callable[[int | None], float], kernels: int = 1, flops: float = 0.0) -> _Work:
+        left = max(1, self.cluster.gpu.sms - self.parallel.communication_sms)
+        return _Work(time(None), time(left), kernels, flops)
+
+    def moved(self, *bytes_each: float) -> _Work:
+        """A kernel for each amount of bytes read and written."""
+        kernels = [amount for amount in bytes_each if amount]
+        seconds = sum(map(self.cluster.memory_seconds, kernels))
+        return _Work(seconds, seconds, len(kernels))
+
+    def products(self, linear: Linear, shapes: Sequence[Shape], output_bytes: float = 2.0) -> _Work:
+        """Products m x n x k, in one kernel."""
+        kind = self.parallel.compute_format if self.casts(linear) else self.plain
+        flops = sum(2.0 * m * n * k for m, n, k in shapes)
+        if linear.copies > 1:
+            shapes = tuple(shapes)
+            return self._both(lambda sms: self.cluster.grouped_gemm_seconds(shapes, kind, sms, output_bytes), 1, flops)
+        ((m, n, k),) = shapes
+        return self._both(lambda sms: self.cluster.gemm_seconds(m, n, k, kind, sms, output_bytes), 1, flops)
+
+    def attention(self, core: Core, backward: bool) -> _Work:
+        """Each of the context-parallel group has as many causal pairs: those of its queries over half of the keys."""
+        p = self.parallel
+        queries = _ceil(p.sequence, p.cp)
+        heads, kv_heads = _ceil(core.heads, p.tp), _ceil(core.kv_heads, p.tp)
+        shape = Attention(
+            p.microbatch_size, heads, kv_heads, queries, _ceil(p.sequence + queries, 2), core.qk_dim, core.v_dim
+        )
+        flops = core.flops(p.sequence / 2) * (1 + backward) * self.tokens * heads / core.heads
+        return self._both(lambda sms: self.cluster.attention_seconds(shape, self.plain, backward, sms), 1, flops)
+
+    # Steps.
+
+    def step(self, name: str, phase: str, *works: _Work, stream: str = "compute") -> Step:
+        work = _together(*works)
+        gaps = work.kernels * self.cluster.gpu.kernel_gap
+        return Step(name, phase, stream, work.seconds, work.beside, latency=gaps, flops=work.flops)
+
+    def transfer(self, name: str, phase: str, exchange: Exchange, stream: str) -> Step:
+        sms = self.parallel.communication_sms
+        latency, network, nvlink, limit = exchange
+        return Step(
+            name, phase, stream, latency=latency, network_bytes=network, nvlink_bytes=nvlink, sms=sms, rate_limit=limit
+        )
+
+
+# A Linear.
+
+
+def _linear_forward(share: _Share, linear: Linear, phase: str) -> Iterator[Step]:
+    shapes = share.shapes(linear)
+    rows, fan_in, fan_out = _summed(shapes)
+    works = []
+    if share.casts(linear):
+        if linear.name not in FUSED_CAST and not share.arrives(linear, "experts.up"):
+            works.append(share.moved(3.0 * rows * fan_in))
+        if linear.copies > 1:
+            works.append(share.moved(2.0 * len(shapes) * fan_in * fan_out))
+    works.append(share.products(linear, [(m, n, k) for m, k, n in shapes]))
+    if linear.name == "router":
+        works.append(share.moved(*[2.0 * FP32 * rows * fan_out] * GATING_FORWARD))
+    yield from _gather(share, linear, phase, "forward")
+    yield share.step(linear.name, phase, *works)
+    yield from _reduce(share, linear, phase, "forward")
+
+
+def _linear_input(share: _Share, linear: Linear, phase: str) -> Iterator[Step]:
+    shapes = share.shapes(linear)
+    rows, fan_in, fan_out = _summed(shapes)
+    grown, taken = 3.0 * rows * fan_out, 3.0 * rows * fan_in
+    before, after = [], []
+    if share.casts(linear):
+        if not share.arrives(linear, "experts.down"):
+            before.append(share.moved(grown))
+            after.append(share.moved(grown))
+        if not share.arrives(linear, "experts.up"):
+            after.append(share.moved(taken))
+        if linear.copies == 1:
+            before.append(share.moved(2.0 * fan_in * fan_out))
+    if linear.name == "router":
+        before.append(share.moved(*[2.0 * FP32 * rows * fan_out] * GATING_BACKWARD))
+    if linear.bias and linear.name != "router":
+        before.append(share.moved(2.0 * rows * fan_out))
+    yield from _gather(share, linear, phase, "input")
+    yield share.step(linear.name, phase, *before, share.products(linear, shapes), *after)
+    yield from _reduce(share, linear, phase, "input")
+
+
+def _linear_weight(share: _Share, linear: Linear, phase: str) -> Iterator[Step]:
+    """Accumulated in fp32. Experts alternate between two streams, as in the trace."""
+    shapes = share.shapes(linear)
+    rows, fan_in, fan_out = _summed(shapes)
+    casts = []
+    if share.casts(linear) and share.arrives(linear, "experts.up"):
+        casts.append(share.moved(2.0 * rows * fan_in))
+    if share.casts(linear) and share.arrives(linear, "experts.down"):
+        casts.append(share.moved(2.0 * rows * fan_out))
+    turned = [(k, n, m) for m, k, n in shapes]
+    yield from _gather(share, linear, phase, "weight")
+    yield share.step(linear.name, phase, *casts, share.products(linear, turned[::2], 8.0))
+    if turned[1::2]:
+        yield share.step(linear.name, phase, share.products(linear, turned[1::2], 8.0), stream="weight-gradient")
+
+
+def _summed(shapes: Sequence[Shape]) -> Shape:
+    return sum(shape[0] for shape in shapes), *shapes[0][1:]
+
+
+def _gather(share: _Share, linear: Linear, phase: str, of: str) -> Iterator[Step]:
+    """Before a product that needs all tokens, where each GPU has some. Experts keep what they gathered."""
+    expert = linear.copies > 1
+    closing = linear.name in ROW_PARALLEL
+    needed = ("input",) if closing else ("forward",) if expert else ("forward", "weight")
+    if of in needed and (expert or share.parallel.sequence_parallel):
+        yield from _tensor(share, linear, phase, "gather", linear.fan_out if closing else linear.fan_in)
+
+
+def _reduce(share: _Share, linear: Linear, phase: str, of: str) -> Iterator[Step]:
+    """Behind a product that makes partial sums."""
+    closing = linear.name in ROW_PARALLEL
+    if of == ("forward" if closing else "input"):
+        kind = "scatter" if linear.copies > 1 or share.parallel.sequence_parallel else "reduce"
+        yield from _tensor(share, linear, phase, kind, linear.fan_out if closing else linear.fan_in)
+
+
+def _tensor(share: _Share, linear: Linear, phase: str, kind: str, width: int) -> Iterator[Step]:
+    expert = linear.copies > 1
+    size = share.parallel.etp if expert else share.parallel.tp
+    if size > 1 and linear.name not in WHOLE:
+        rows = sum(share.expert_rows()) if expert else share.tokens
+        yield _collective(share, kind, linear.name, phase, 2.0 * rows * width, size)
+
+
+def _collective(share: _Share, kind: str, name: str, phase: str, size: float, ranks: int, apart: int = 1) -> Step:
+    """A collective of a group of ranks, `apart` from each other."""
+    kinds = {"gather": collectives.all_gather, "scatter": collectives.reduce_scatter, "reduce": collectives.all_reduce}
+    near = max(1, min(ranks, share.cluster.node.nvlink.domain_gpus // apart))
+    return share.transfer(f"{name}.{kind}", phase, kinds[kind](share.cluster, size, ranks, near), "tensor-parallel")
+
+
+# Attention between the projections.
+
+
+def _rotary(share: _Share, core: Core, phase: str) -> Iterator[Step]:
+    """Every query and key read and written once."""
+    if not share.model.positions:
+        width = (core.heads + core.kv_heads) * core.qk_dim / share.parallel.tp
+        yield share.step("attention.rotary", phase, share.moved(4.0 * share.tokens * width))
+
+
+def _context(share: _Share, core: Core, phase: str, *kinds: str) -> Iterator[Step]:
+    """Keys and values, or their gradients, of the other context-parallel ranks."""
+    p = share.parallel
+    if p.cp > 1:
+        size = 2.0 * p.tokens * _ceil(core.kv_heads, p.tp) * (core.qk_dim + core.v_dim)
+        for kind in kinds:
+            yield _collective(share, kind, core.name, phase, size, p.cp, p.tp)
+
+
+def _core_forward(share: _Share, core: Core, phase: str) -> Iterator[Step]:
+    yield from _rotary(share, core, phase)
+    yield from _context(share, core, phase, "gather")
+    yield share.step(core.name, phase, share.attention(core, backward=False))
+
+
+def _core_input(share: _Share, core: Core, phase: str) -> Iterator[Step]:
+    yield from _context(share, core, phase, "gather")
+    yield share.step(core.name, phase, share.attention(core, backward=True))
+    yield from _context(share, core, phase, "scatter")
+    yield from _rotary(share, core, phase)
+
+
+# What moves bytes.
+
+
+def _norm_forward(share: _Share, norm: Norm, phase: str) -> Iterator[Step]:
+    elements = share.normed(norm)
+    add = 6.0 * elements if norm.name in RESIDUAL else 0.0
+    yield share.step(norm.name, phase, share.moved(add, 4.0 * elements))
+
+
+def _norm_input(share: _Share, norm: Norm, phase: str) -> Iterator[Step]:
+    elements = share.normed(norm)
+    add = 6.0 * elements if norm.name in RESIDUAL else 0.0
+    yield share.step(norm.name, phase, share.moved(6.0 * elements, add))
+
+
+def _activation_forward(share: _Share, activation: Activation, phase: str) -> Iterator[Step]:
+    elements, inputs = share.inner(activation), 1 + activation.gated
+    keep = 3.0 * inputs * elements if share.keeps_fp8 else 0.0
+    written = 1 if share.fp8 else 2
+    yield share.step(activation.name, phase, share.moved((2.0 * inputs + written) * elements, keep))
+
+
+def _activation_input(share: _Share, activation: Activation, phase: str) -> Iterator[Step]:
+    """An expert's also gives the gradient of the weight that its token came with."""
+    elements, inputs = share.inner(activation), 1 + activation.gated
+    kept = 3.0 * inputs * elements if share.keeps_fp8 else 0.0
+    weight = 4.0 * elements if activation.name.startswith("experts.") else 0.0
+    yield share.step(activation.name, phase, share.moved(kept, (4.0 * inputs + 2) * elements, weight))
+
+
+def _lookup_forward(share: _Share, lookup: Lookup, phase: str) -> Iterator[Step]:
+    yield share.step(lookup.name, phase, share.moved(4.0 * share.own * lookup.width))
+
+
+def _lookup_weight(share: _Share, lookup: Lookup, phase: str) -> Iterator[Step]:
+    """Rows added to in fp32."""
+    yield share.step(lookup.name, phase, share.moved((2.0 + 8.0) * share.own * lookup.width))
+
+
+def _forward(share: _Share, operations: Iterable[Operation], phase: str) -> Iterator[Step]:
+    for operation in operations:
+        match operation:
+            case Linear():
+                yield from _linear_forward(share, operation, phase)
+            case Core():
+                yield from _core_forward(share, operation, phase)
+            case Norm():
+                yield from _norm_forward(share, operation, phase)
+            case Activation():
+                yield from _activation_forward(share, operation, phase)
+            case Lookup():
+                yield from _lookup_forward(share, operation, phase)
+
+
+def _input(share: _Share, operations: Sequence[Operation], phase: str) -> Iterator[Step]:
+    """In backward order. A table of embeddings has no input to differentiate by."""
+    for operation in reversed(operations):
+        match operation:
+            case Linear():
+                yield from _linear_input(share, operation, phase)
+            case Core():
+                yield from _core_input(share, operation, phase)
+            case Norm():
+                yield from _norm_input(share, operation, phase)
+            case Activation():
+                yield from _activation_input(share, operation, phase)
+
+
+def _weight(share: _Share, operations: Sequence[Operation], phase: str) -> Iterator[Step]:
+    for operation in reversed(operations):
+        match operation:
+            case Linear():
+                yield from _linear_weight(share, operation, phase)
+            case Lookup():
+                yield from _lookup_weight(share, operation, phase)
+
+
+# Experts.
+
+
+def _exchange(share: _Share, name: str, back: bool) -> Iterator[Step]:
+    """Tokens to their experts, or the results `back`; on the busiest GPU."""
+    p, experts, model = share.parallel, share.model.experts, share.model
+    assert experts
+    if p.ep == 1:
+        return
+    way, format = (collectives.combine, p.combine_format) if back else (collectives.dispatch, p.dispatch_format)
+    limit = experts.groups_per_token if experts.groups_per_token < experts.groups else None
+    near = max(1, share.cluster.node.nvlink.domain_gpus // p.etp)
+    exchange = way(
+        share.cluster,
+        share.routed * p.expert_imbalance,
+        experts.topk,
+        model.hidden,
+        BYTES_PER_ELEMENT[format],
+        p.ep,
+        limit,
+        experts.routed,
+        max(1, p.communication_sms),
+        near,
+    )
+    yield share.transfer(name, name, exchange, "expert-parallel")
+
+
+def _quantise(share: _Share, name: str, phase: str, stream: str) -> Iterator[Step]:
+    """The cast to fp8 of what is dispatched: with the forward's attention, on the exchange's stream in backward."""
+    if share.sent_fp8:
+        cast = share.moved(3.0 * share.routed * share.model.hidden)
+        yield share.step(name, phase, cast, stream=stream)
+
+
+def _permute(share: _Share, name: str, arrived: bool) -> Step:
+    """Tokens that `arrived` copied to the experts' rows, or added up from them."""
+    read = 1.0 if arrived and share.sent_fp8 else 2.0
+    written = 1.0 if arrived and share.sent_fp8 and share.fp8 else 2.0
+    return share.step(name, "mlp", share.moved((read + written) * sum(share.expert_rows()) * share.model.hidden))
+
+
+class _Moe(NamedTuple):
+    """The operations of a mixture's half: before the dispatch, for every token, for routed ones."""
+
+    before: tuple[Operation, ...]
+    shared: tuple[Operation, ...]
+    experts: tuple[Operation, ...]
+
+    @classmethod
+    def of(cls, operations: Sequence[Operation]) -> _Moe:
+        parts: tuple[list[Operation], list[Operation], list[Operation]] = ([], [], [])
+        for operation in operations:
+            part = operation.name.partition(".")[0]
+            parts[1 if part == "shared" else 2 if part == "experts" else 0].append(operation)
+        return cls(*map(tuple, parts))
+
+
+def _moe_forward(share: _Share, moe: _Moe) -> Iterator[Step]:
+    """Norm and router count as attention: the dispatch waits for them."""
+    yield from _forward(share, moe.before, "attention")
+    yield from _quantise(share, "dispatch.cast", "attention", "compute")
+    yield from _exchange(share, "dispatch", back=False)
+    yield from _forward(share, moe.shared, "mlp")
+    yield _permute(share, "experts.permute", arrived=True)
+    yield from _forward(share, moe.experts, "mlp")
+    yield _permute(share, "experts.unpermute", arrived=False)
+    yield from _exchange(share, "combine", back=True)
+
+
+def _moe_input(share: _Share, moe: _Moe) -> Iterator[Step]:
+    """Combine's backward dispatches gradients, and dispatch's combines them."""
+    yield from _quantise(share, "combine.cast", "combine", "expert-parallel")
+    yield from _exchange(share, "combine", back=False)
+    yield _permute(share, "experts.unpermute", arrived=True)
+    yield from _input(share, moe.experts, "mlp")
+    yield _permute(share, "experts.permute", arrived=False)
+    yield from _input(share, moe.shared, "mlp")
+    yield from _exchange(share, "dispatch", back=True)
+    yield from _input(share, moe.before, "attention")
+
+
+def _moe_weight(share: _Share, moe: _Moe) -> Iterator[Step]:
+    for operations, phase in ((moe.experts, "mlp"), (moe.shared, "mlp"), (moe.before, "attention")):
+        yield from _weight(share, operations, phase)
+
+
+# Recomputation.
+
+
+def _again(share: _Share, operations: Iterable[Operation], phase: str) -> Iterator[Step]:
+    """What recomputation by name runs again; `mla_up` as far as the core's inputs."""
+    again = share.parallel.recomputes
+    for operation in operations:
+        match operation:
+            case Norm() if again("norms"):
+                yield share.step(operation.name, phase, share.moved(4.0 * share.normed(operation)))
+            case Linear(name="attention.q_up" | "attention.kv_up") if again("mla_up"):
+                yield from _linear_forward(share, operation, phase)
+            case Activation() if again("swiglu"):  # by its backward, which reads the inputs anyway
+                yield share.step(operation.name, phase, share.moved(2.0 * share.inner(operation)))
+            case Core():
+                if again("mla_up") and isinstance(share.model.attention, LatentAttention):
+                    yield from _rotary(share, operation, phase)
+                if again("core"):
+                    yield share.step(operation.name, phase, share.attention(operation, backward=False))
+            case _:
+                pass
+
+
+def _recomputed(steps: Iterable[Step], phase: str) -> tuple[Step, ...]:
+    return tuple(step._replace(name=f"recompute.{step.name}", phase=phase) for step in steps)
+
+
+def _with_recomputation(share: _Share, layer: Layer, forward: _Halves, inputs: _Halves) -> tuple[Step, ...]:
+    """The input pass, with what is recomputed in front of the half that needs it, behind combine's backward."""
+    again = share.parallel.recomputes
+    early = forward.mlp if again("mlp") else tuple(_again(share, layer.mlp, "mlp"))
+    late = tuple(_again(share, layer.attention, "attention"))
+    if "full" in share.parallel.recompute:
+        early, late = forward.attention + forward.mlp, ()
+    first = next(i for i, step in enumerate(inputs.mlp) if step.phase != "combine")
+    return (
+        *inputs.mlp[:first],
+        *_recomputed(early, "mlp"),
+        *inputs.mlp[first:],
+        *_recomputed(late, "attention"),
+        *inputs.attention,
+    )
+
+
+# Passes.
+
+
+class _Halves(NamedTuple):
+    """A pass of a layer, by half."""
+
+    attention: tuple[Step, ...]
+    mlp: tuple[Step, ...]
+
+
+def passes(model: Model, cluster: Cluster, parallel: Parallel, layer: Layer) -> Passes:
+    """A layer's. The forward chain is attention, dispatch, mlp, combine; the backward's combine, mlp, dispatch,
+    attention."""
+    share = _Share(model, cluster, parallel)
+    if layer.kind == "moe":
+        moe = _Moe.of(layer.mlp)
+        mlp = (_moe_forward(share, moe), _moe_input(share, moe), _moe_weight(share, moe))
+    else:
+        mlp = (_forward(share, layer.mlp, "mlp"), _input(share, layer.mlp, "mlp"), _weight(share, layer.mlp, "mlp"))
+    ways = (_forward, _input, _weight)
+    attention = [tuple(way(share, layer.attention, "attention")) for way in ways]
+    forward, inputs, weights = (_Halves(own, tuple(half)) for own, half in zip(attention, mlp, strict=True))
+    backward = _with_recomputation(share, layer, forward, inputs)
+    return Passes(forward.attention + forward.mlp, backward, weights.mlp + weights.attention)
+
+
+def embedding_passes(model: Model, cluster: Cluster, parallel: Parallel) -> Passes:
+    """The embedding's: rows looked up, and their gradients added. There is no input to differentiate by."""
+    return _outside(_Share(model, cluster, parallel), model.embedding, "embedding")
+
+
+def head_passes(model: Model, cluster: Cluster, parallel: Parallel) -> Passes:
+    """Final norm, vocabulary head and cross entropy."""
+    return _outside(_Share(model, cluster, parallel), model.head, "head")
+
+
+def mtp_passes(model: Model, cluster: Cluster, parallel: Parallel) -> Passes:
+    """All MTP modules, one after another: what joins the next token's embedding, a layer, a head with its loss."""
+    share, layer = _Share(model, cluster, parallel), model.layer(model.layers - 1)
+    module, ends = model.mtp_module, len(model.head)
+    join = _outside(share, module[: -ends - len(layer.operations)], "mtp")
+    inner = passes(model, cluster, parallel, layer)
+    head = _outside(share, module[-ends:], "mtp")
+    chains = (
+        join.forward + inner.forward + head.forward,
+        head.input + inner.input + join.input,
+        head.weight + inner.weight + join.weight,
+    )
+    return Passes(*(tuple(step._replace(phase="mtp") for step in chain) * model.mtp_modules for chain in chains))
+
+
+def _outside(share: _Share, operations: Sequence[Operation], phase: str) -> Passes:
+    """What is no layer's; a head comes with its loss."""
+    loss: tuple[Step, ...] = ()
+    grown: tuple[Step, ...] = ()
+    for head in (operation for operation in operations if operation.name == "head"):
+        assert isinstance(head, Linear)
+        ((rows, _, columns),) = share.shapes(head)
+        loss = (share.step("loss", phase, *(share.moved(rows * columns * each) for each in LOGITS_FORWARD)),)
+        grown = (share.step("loss", phase, share.moved(rows * columns * LOGITS_BACKWARD)),)
+    return Passes(
+        (*_forward(share, operations, phase), *loss),
+        (*grown, *_input(share, operations, phase)),
+        tuple(_weight(share, operations, phase)),
+    )

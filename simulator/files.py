@@ -1,0 +1,31 @@
+"""Files: written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from simpipe.simulator.errors import OutputError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A new file beside `path`, of the same ending, that takes its place at the end, or goes on an error.
+
+    Raises OutputError, one sentence, where the system refuses.
+    """
+    target = Path(os.path.realpath(path))
+    draft = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        if path.exists() and not path.is_file():
+            what = "it is a folder; end it with / to fill it" if path.is_dir() else "it is no regular file"
+            raise OutputError(f"{path} cannot be written: {what}")
+        yield draft
+        os.replace(draft, target)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            draft.unlink()

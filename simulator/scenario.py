@@ -1,0 +1,355 @@
+"""Scenario: a run in one YAML file: model, machine, schedule and all of `Parallel`, under flat keys named as the flags.
+
+A file holds only what differs from the defaults; KEYS says what each key means. YAML is read as version 1.2 without
+anchors, so `no` is text and `1e-6` a number. Paths in a file start at the file's folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from simpipe import schedules
+from simpipe.simulator.costs.cluster import Cluster, load_cluster
+from simpipe.simulator.costs.model import Model, load_model
+from simpipe.simulator.costs.parallel import (
+    Allowed,
+    Parallel,
+    check_keys,
+    check_values,
+    expand_precision,
+    is_number,
+    is_whole,
+    parallel_keys,
+    read_numbers,
+    show,
+)
+from simpipe.simulator.errors import ParallelError, SimpipeError
+
+MAX_FILE_BYTES = 100_000
+MAX_DEPTH = 8
+"""Levels of nesting at which a file is given up; a scenario has two."""
+
+KEYS = {
+    "model": "a name of `simpipe list models`, a profile (.toml) or a HuggingFace config.json",
+    "hardware": "a name of `simpipe list hardware`, or a profile (.toml)",
+    "schedule": "a name of `simpipe list schedules`, with options as name:group=8, a .py or a .csv file",
+    "chunks": "stages per rank, where the schedule leaves a choice",
+    "ranks": "pipeline ranks",
+    "gpus": "GPUs in all; data parallel size = gpus / (ranks x tp x cp)",
+    "global_batch": "sequences a step",
+    "sequence": "tokens of a sequence",
+    "microbatch_size": "sequences of a micro-batch",
+    "tp": "tensor parallel size",
+    "sequence_parallel": "true or false: norms split the sequence over the tensor parallel GPUs",
+    "cp": "context parallel size",
+    "ep": "GPUs that the experts of a layer are spread over; ep x etp divides gpus / ranks",
+    "etp": "GPUs that one expert is split over",
+    "zero": "ZeRO stage, 0 to 3",
+    "layers": "layers of each stage: even, a list, or a layout string as Et*3|(tt|)*29,m|L",
+    "recompute": "list of what is not kept for the backward: full, selective or core, norms, mla_up, swiglu, mlp",
+    "precision": "instead of the three formats below: bf16, fp8, or fp8_block",
+    "compute_format": "number format of matrix products",
+    "dispatch_format": "number format in which tokens travel to their experts",
+    "combine_format": "number format in which they travel back",
+    "master_bytes": "bytes of a parameter's master copy in the optimizer: 0, 2 or 4",
+    "moment_bytes": "bytes of each of the optimizer's two moments: 1, 2 or 4",
+    "gradient_bytes": "bytes of an accumulated gradient: 2 or 4",
+    "communication_sms": "SMs that a dispatch or combine kernel holds",
+    "overlap": "whether slots other than F&B overlap within themselves: none or within-slot",
+    "gradient_overlap": "true or false: gradient reductions run beside backwards",
+    "gather_overlap": "true or false: parameter gathers run beside forwards",
+    "expert_imbalance": "tokens of the fullest expert parallel GPU over the mean, at least 1",
+    "stragglers": "{rank: how many times as long its computation takes}",
+    "lengths": "tokens per sequence of each micro-batch, if not all are `sequence`",
+}
+"""What each key of a scenario means, in the order in which a file is written."""
+
+_PATHS = ("model", "hardware", "schedule")
+
+
+class ScenarioError(SimpipeError):
+    """A scenario cannot be read, or its values are wrong or do not fit together: one sentence with file and key."""
+
+
+class ScheduleSpec(NamedTuple):
+    """A schedule as `simpipe.program` takes it: name or path, stages per rank (None: its own), options."""
+
+    name: str
+    chunks: int | None
+    options: dict[str, Any]
+
+
+class Loaded(NamedTuple):
+    """What a scenario names, read and checked against each other."""
+
+    model: Model
+    cluster: Cluster
+    parallel: Parallel
+    schedule: ScheduleSpec
+
+
+Text = Annotated[
+    str,
+    Allowed("printable text", lambda value: isinstance(value, str) and 0 < len(value) < 4096 and value.isprintable()),
+]
+Chunks = Annotated[
+    int | None, Allowed("a whole number, at least 1", lambda value: value is None or (is_whole(value) and value >= 1))
+]
+Stragglers = Annotated[
+    Mapping[int, float],
+    Allowed(
+        "{rank: times as long}, as {3: 1.2}",
+        lambda value: isinstance(value, dict) and all(is_whole(r) and is_number(f) and f > 0 for r, f in value.items()),
+    ),
+]
+Lengths = Annotated[
+    tuple[int, ...],
+    Allowed(
+        "a list of whole numbers, at least 1",
+        lambda value: isinstance(value, tuple) and all(is_whole(tokens) and tokens >= 1 for tokens in value),
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A run. model, hardware and schedule are names or paths; relative paths become absolute.
+
+    chunks: stages per rank, None for the schedule's own. stragglers: {rank: times as long its computation takes}.
+    lengths: tokens per sequence of each micro-batch, empty where all are `parallel.sequence`. source: the file it was
+    read from, for messages.
+
+    Raises ScenarioError.
+    """
+
+    model: Text
+    hardware: Text
+    schedule: Text
+    parallel: Parallel
+    chunks: Chunks = None
+    stragglers: Stragglers = field(default_factory=dict, hash=False)
+    lengths: Lengths = ()
+    source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        check_values(self, ScenarioError)
+        for key in _PATHS:
+            object.__setattr__(self, key, _anchored(getattr(self, key), os.getcwd()))
+        ranks, microbatches = self.parallel.ranks, self.parallel.microbatches
+        for rank in self.stragglers:
+            if not 0 <= rank < ranks:
+                raise ScenarioError(f"stragglers names rank {show(rank)}, but ranks = {ranks} are 0 to {ranks - 1}")
+        if self.lengths and len(self.lengths) != microbatches:
+            made = f"global_batch / (dp x microbatch_size) = {microbatches}"
+            raise ScenarioError(f"lengths holds {len(self.lengths)} micro-batches, but {made}")
+        for tokens in sorted(set(self.lengths)):
+            self.parallel.check_sequence(f"lengths[{self.lengths.index(tokens)}]", tokens)
+
+    @staticmethod
+    def of(given: Mapping[str, Any], source: str = "") -> Scenario:
+        """From plain values by key, as a file, flags or a table hold them; KEYS says which.
+
+        Lists and stragglers may be text too (`3, 4, 4, 3`; `3: 1.2, 5: 1.1`). Raises ScenarioError.
+        """
+        with _blamed_on(source):
+            values = expand_precision(given)
+            check_keys(values, _keys(), ScenarioError)
+            own = {key: values.pop(key) for key in _own_keys() & values.keys()}
+            if "stragglers" in own:
+                own["stragglers"] = _read_stragglers(own["stragglers"])
+            if "lengths" in own:
+                own["lengths"] = read_numbers(own["lengths"])
+            return Scenario(parallel=Parallel.of(values), **own, source=source)
+
+    @staticmethod
+    def read(path: str | Path, **overrides: Any) -> Scenario:
+        """The scenario of a YAML file, with some values replaced or added; an override of None is none.
+
+        Raises ScenarioError, one sentence with file and key.
+        """
+        given = _table(Path(path))
+        folder = os.path.abspath(Path(path).parent)
+        for key in _PATHS:
+            if isinstance(given.get(key), str):
+                given[key] = _anchored(given[key], folder)
+        return _replaced(given, overrides, str(path))
+
+    def with_(self, **overrides: Any) -> Scenario:
+        """This scenario with some keys' values replaced; an override of None is none. Raises ScenarioError."""
+        return _replaced(self.to_dict(), overrides, self.source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain values by key that `of` reads back, defaults included."""
+        values = {key: getattr(self, key) for key in _own_keys()} | self.parallel.to_dict()
+        values |= {"stragglers": dict(sorted(self.stragglers.items())), "lengths": list(self.lengths)}
+        if self.chunks is None:
+            del values["chunks"]
+        return {key: values[key] for key in KEYS if key in values}
+
+    def write(self, path: str | Path) -> None:
+        """Write a YAML file with every key explained, which reads back equal. Raises OutputError."""
+        from ruamel.yaml import YAML
+        from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+        from simpipe.simulator.files import atomic
+
+        table = CommentedMap()
+        for key, value in self.to_dict().items():
+            flow = isinstance(value, list | dict)
+            table[key] = (CommentedSeq if isinstance(value, list) else CommentedMap)(value) if flow else value
+            if flow:
+                table[key].fa.set_flow_style()
+            if key in _PATHS:
+                table[key] = _relative(value, os.path.abspath(Path(path).parent))
+            table.yaml_set_comment_before_after_key(key, before=KEYS[key])
+        yaml = YAML()
+        yaml.width = 1_000_000
+        with atomic(Path(path)) as draft, draft.open("w", encoding="utf-8") as file:
+            yaml.dump(table, file)
+
+    def load(self) -> Loaded:
+        """Model, machine, parallelism and schedule, read and checked. Raises a SimpipeError with file and key."""
+        with _blamed_on(self.source):
+            name, options = schedules.parse(self.schedule)
+            chunks = options.pop("chunks", self.chunks)
+            if self.chunks not in (None, chunks):
+                raise ScenarioError(f"chunks = {self.chunks}, but schedule = {self.schedule} says {chunks}")
+            model, cluster = load_model(self.model), load_cluster(self.hardware)
+            return Loaded(model, cluster, self.parallel.check(model, cluster), ScheduleSpec(name, chunks, options))
+
+
+def _replaced(given: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> Scenario:
+    with _blamed_on(source):
+        new = expand_precision({key: value for key, value in overrides.items() if value is not None})
+        merged = expand_precision(given) | new
+    return Scenario.of(merged, source)
+
+
+@contextmanager
+def _blamed_on(source: str) -> Iterator[None]:
+    """Put the file before the sentence; wrong sizes are then the scenario's error."""
+    try:
+        yield
+    except SimpipeError as error:
+        kind = ScenarioError if isinstance(error, ParallelError) else type(error)
+        raise kind(f"{source}: {error}" if source else str(error)) from None
+
+
+@cache
+def _own_keys() -> frozenset[str]:
+    """The keys that are no size or format of `Parallel`."""
+    return frozenset(f.name for f in fields(Scenario)) - {"parallel", "source"}
+
+
+@cache
+def _keys() -> dict[str, bool]:
+    """Every key, and whether it must be given."""
+    required = {f.name for f in fields(Scenario) if f.default is MISSING and f.default_factory is MISSING}
+    known = parallel_keys() | {key: key in required for key in _own_keys()}
+    return {key: known[key] for key in KEYS}
+
+
+def _read_stragglers(value: Any) -> Any:
+    """A table whose ranks may be digits in text, or text such as `3: 1.2, 5: 1.1`; anything else as it is."""
+    if isinstance(value, str):
+        pairs = re.findall(r"([0-9]{1,9})\s*:\s*([0-9]{1,9}(?:\.[0-9]{1,20})?)\s*(?:,|$)", value)
+        if len(pairs) != len(value.split(",")) or len(dict(pairs)) != len(pairs):
+            return value
+        return {int(rank): float(factor) for rank, factor in pairs}
+    if isinstance(value, dict):
+        return {int(k) if isinstance(k, str) and re.fullmatch("[0-9]{1,9}", k) else k: v for k, v in value.items()}
+    return value
+
+
+# Paths: absolute inside, relative to its folder in a file.
+
+
+def _anchored(text: str, folder: str) -> str:
+    """The text, a relative path in it (with options behind it or not) made absolute."""
+    path, options = _path_and_options(text)
+    return os.path.normpath(os.path.join(folder, path)) + options if path else text
+
+
+def _relative(text: str, folder: str) -> str:
+    path, options = _path_and_options(text)
+    if not path:
+        return text
+    near = os.path.relpath(path, folder)
+    return (near if "/" in near else f"./{near}") + options
+
+
+def _path_and_options(text: str) -> tuple[str, str]:
+    """The path that a value is, empty where it is a name, and the options behind it."""
+    path, colon, options = text.rpartition(":")
+    if not colon or "=" not in options:
+        path, colon, options = text, "", ""
+    is_path = "/" in path or path.endswith((".toml", ".json", ".py", ".csv"))
+    return (path, colon + options) if is_path else ("", "")
+
+
+# YAML.
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds. Raises ScenarioError."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    text = _text(path)
+    try:
+        _check_events(path, text)
+        table = YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = re.sub(r"^found ", "", _line(error.problem or error.context or "it cannot be read"))
+        raise ScenarioError(f"{path} is no YAML: {line}{problem}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ScenarioError(f"{path} is no YAML: {_line(str(error))}") from None
+    if not isinstance(table, dict):
+        raise ScenarioError(f"{path} must hold keys and values, as `tp: 8`, not {show(table)}")
+    for key in table:
+        if not isinstance(key, str):
+            raise ScenarioError(f"{path}: unknown key {show(key)}; a key is text")
+    return table
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ScenarioError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise ScenarioError(f"{path} is no scenario: it is larger than {MAX_FILE_BYTES} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ScenarioError(f"{path} is no YAML: byte {error.start} is not UTF-8") from None
+
+
+def _check_events(path: Path, text: str) -> None:
+    """Refuse what could make a small file large or deep, before anything is built from it."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if isinstance(event, AliasEvent):
+            raise ScenarioError(f"{path} line {event.start_mark.line + 1}: a scenario takes no alias, *{event.anchor}")
+        if depth > MAX_DEPTH:
+            raise ScenarioError(f"{path} line {event.start_mark.line + 1}: is nested deeper than {MAX_DEPTH} levels")
+
+
+def _line(text: str) -> str:
+    """The first line of a library's message, as one short sentence."""
+    line = "".join(c if c.isprintable() else "?" for c in text.strip().partition("\n")[0])
+    return line if len(line) <= 160 else f"{line[:157]}..."

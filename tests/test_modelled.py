@@ -1,0 +1,202 @@
+"""A modelled step: sizes, limits, and that every knob moves it the way physics says."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simpipe import program, simulate, summarize
+from simpipe.simulator.costs.cluster import Cluster, load_cluster
+from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.parallel import Parallel
+from simpipe.simulator.efficiency import efficiency
+from simpipe.simulator.trace import Trace
+
+MOE = {"ranks": 4, "gpus": 256, "ep": 32, "global_batch": 512, "sequence": 4096, "precision": "fp8_block"}
+DENSE = {"ranks": 4, "gpus": 64, "tp": 4, "global_batch": 32, "sequence": 4096}
+
+
+def costs(model: str = "deepseek-v2", cluster: Cluster | None = None, **changes: Any) -> ModelledCosts:
+    base = MOE if load_model(model).experts else DENSE
+    return ModelledCosts(load_model(model), cluster or load_cluster("h800"), Parallel.of({**base, **changes}))
+
+
+def run(schedule: str = "1f1b", **changes: Any) -> Trace:
+    given = changes.pop("costs", None) or costs(**changes)
+    order = program(schedule, ranks=given.parallel.ranks, microbatches=given.parallel.microbatches)
+    return simulate(order, given, "compiled")
+
+
+def machine(base: str = "h800", **network: float) -> Cluster:
+    """A machine whose network or NVLink is changed."""
+    found = load_cluster(base)
+    nvlink = {name.removeprefix("nvlink_"): value for name, value in network.items() if name.startswith("nvlink_")}
+    others = {name: value for name, value in network.items() if not name.startswith("nvlink_")}
+    node = replace(found.node, nvlink=replace(found.node.nvlink, **nvlink))
+    return replace(found, node=node, network=replace(found.network, **others))
+
+
+# --- structure
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1", "dualpipe", "zb-v", "dualpipev", "interleaved-1f1b"])
+def test_every_operation_of_every_action_is_there_once(schedule: str) -> None:
+    trace = run(schedule)
+    frame = trace.to_frame()
+    inside = frame[frame["slot"] >= 0]
+    counted = inside.groupby(["kind", "stage", "microbatch"], observed=True).size()
+    for kind in ("F", "I", "W", "B"):
+        if kind in counted.index.get_level_values(0):
+            per_stage = counted[kind].groupby("stage").nunique()
+            assert (per_stage == 1).all(), f"{kind}: micro-batches of a stage differ"
+    assert {"attention.core", "dispatch", "combine", "experts.up", "head"} <= set(inside["operation"])
+
+
+def test_engines_agree_on_a_modelled_step() -> None:
+    given = costs(global_batch=256, layers=[1, 1, 1, 57])
+    order = program("1f1b", ranks=4, microbatches=given.parallel.microbatches)
+    ends = [simulate(order, given, engine).end for engine in ("simpy", "compiled")]
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-9)
+
+
+def test_what_dualpipe_hides_is_exposed_by_others() -> None:
+    """Equal model, GPUs and batch: exposed all-to-all falls from a chain over overlap within a slot to F&B."""
+    exposed = {
+        "chain": run("1f1b").exposed_communication.mean(),
+        "within": run("1f1b", overlap="within-slot").exposed_communication.mean(),
+        "dualpipe": run("dualpipe").exposed_communication.mean(),
+    }
+    assert exposed["dualpipe"] < exposed["within"] < exposed["chain"]
+
+
+def test_compute_alone_exposes_nothing() -> None:
+    trace = run(model="llama3-8b", tp=1, gpus=64, global_batch=64)
+    assert trace.exposed_communication.max() == pytest.approx(0, abs=1e-9)
+
+
+# --- limits
+
+
+def test_infinite_links_without_latency_leave_the_compute_and_what_kernels_need() -> None:
+    free = machine(bandwidth_per_direction=1e30, latency_same_leaf=0.0, latency_cross_leaf=0.0)
+    free = replace(
+        free, node=replace(free.node, nvlink=replace(free.node.nvlink, bandwidth_per_direction=1e30, latency=0))
+    )
+    assert run(cluster=free).makespan < run().makespan
+
+
+def test_one_rank_has_no_bubble_but_the_barriers() -> None:
+    trace = run(costs=costs("llama3-8b", ranks=1, gpus=4, tp=4, global_batch=4))
+    (rank,) = summarize(trace).per_rank
+    assert rank.bubble_causes["waits_for_forward"] == rank.bubble_causes["waits_for_gradient"] == 0
+
+
+def test_no_experts_no_exchange() -> None:
+    frame = run(model="llama3-8b").to_frame()
+    assert not {"dispatch", "combine", "router"} & set(frame["operation"])
+
+
+# --- one knob at a time: (name, values from what should be slower to what should be faster)
+
+KNOBS: list[tuple[str, list[Any]]] = [
+    ("sequence", [8192, 4096, 2048]),
+    ("global_batch", [1024, 512, 256]),
+    ("expert_imbalance", [1.5, 1.2, 1.0]),
+]
+
+
+@pytest.mark.parametrize(("knob", "values"), KNOBS, ids=[name for name, _ in KNOBS])
+@pytest.mark.parametrize("schedule", ["1f1b", "dualpipe"])
+def test_a_knob_moves_the_step_the_way_physics_says(knob: str, values: list[Any], schedule: str) -> None:
+    steps = [run(schedule, **{knob: value}).makespan for value in values]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[0] > steps[-1]
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "dualpipe"])
+def test_a_faster_network_is_no_slower(schedule: str) -> None:
+    steps = [run(schedule, cluster=machine(bandwidth_per_direction=b)).makespan for b in (12.5e9, 25e9, 50e9, 100e9)]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[0] > 1.02 * steps[2]
+
+
+def test_more_sms_for_communication_speed_it_up_and_slow_the_computation_beside_it() -> None:
+    """Without overlap more SMs can only help; beside computation they cost it."""
+    chains = [run("1f1b", communication_sms=sms).makespan for sms in (4, 12, 20)]
+    assert chains == sorted(chains, reverse=True)
+    paired = [run("dualpipe", communication_sms=sms).makespan for sms in (4, 20, 64)]
+    assert paired[1] < paired[0]
+    assert paired[1] < paired[2]
+
+
+def test_a_straggler_slows_its_own_pipeline() -> None:
+    slow = costs()
+    slow = ModelledCosts(slow.model, slow.cluster, slow.parallel, speeds=(1.0, 1.3, 1.0, 1.0))
+    assert run(costs=slow).makespan > 1.1 * run().makespan
+
+
+def test_long_microbatches_take_longer() -> None:
+    given = costs()
+    lengths = (2.0, *[1.0] * (given.parallel.microbatches - 1))
+    longer = ModelledCosts(given.model, given.cluster, given.parallel, lengths=lengths)
+    assert run(costs=longer).makespan > run(costs=given).makespan
+
+
+# --- the step's end
+
+
+def test_zero_moves_what_it_must() -> None:
+    """All-reduce, then reduce-scatter and gather, then gathers at every visit; all of it on the data-parallel stream."""
+    names = {}
+    for zero in (0, 1, 3):
+        frame = run(model="llama3-8b", zero=zero).to_frame()
+        names[zero] = frame[frame["kind"] == "sync"].groupby("operation", observed=True).size().to_dict()
+    assert set(names[0]) == {"all-reduce"}
+    assert set(names[1]) == {"reduce-scatter", "all-gather"}
+    assert names[3]["all-gather"] > 4 * names[1]["all-gather"]
+
+
+def test_overlap_of_the_gradient_reduction_helps() -> None:
+    on, off = (run(model="llama3-70b", tp=8, gpus=256, gradient_overlap=o).makespan for o in (True, False))
+    assert on < off
+
+
+def test_dualpipe_adds_up_the_two_copies() -> None:
+    frame = run("dualpipe").to_frame()
+    assert (frame["operation"] == "reduce copies").sum() == 4
+
+
+# --- figures
+
+
+def test_efficiency_is_consistent() -> None:
+    given = costs()
+    trace = run(costs=given)
+    found = efficiency(trace, given)
+    parallel = given.parallel
+    assert found.step_time_s == trace.makespan
+    assert found.tokens_per_s == pytest.approx(parallel.global_batch * parallel.sequence / trace.makespan)
+    assert found.mfu < found.mfu_noncausal
+    assert found.mfu == pytest.approx(found.tflops_per_gpu * 1e12 / given.cluster.peak("bf16"))
+    assert found.mfu < found.hfu < 1
+    for rank in found.memory_per_rank:
+        assert sum(rank.by_kind.values()) == pytest.approx(rank.peak_bytes)
+    assert found.fits == (found.memory.peak_bytes <= found.capacity_bytes)
+
+
+def test_recomputation_trades_memory_for_time() -> None:
+    plain, full = (costs("llama3-70b", tp=8, gpus=256, recompute=r) for r in ([], ["full"]))
+    results = [(t := run(costs=c)).makespan for c in (plain, full)]
+    peaks = [efficiency(run(costs=c), c).memory.peak_bytes for c in (plain, full)]
+    assert results[1] > 1.15 * results[0]
+    assert peaks[1] < peaks[0]
+
+
+def test_what_does_not_fit_is_said() -> None:
+    given = costs("llama3-70b", tp=1, gpus=16, global_batch=64)
+    found = efficiency(run(costs=given), given)
+    assert not found.fits
+    assert "does not fit" in found.excess
+    assert "GB more than a GPU's 84.9" in found.excess
