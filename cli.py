@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simpipe.simulator.errors import ParallelError, ScheduleError, SimpipeError
+from simpipe.simulator.errors import CostsError, OutputError, ParallelError, ScheduleError, SimpipeError
 
 if TYPE_CHECKING:
     from simpipe.simulator.scenario import Scenario
@@ -58,16 +60,17 @@ Schedule = Annotated[
 Schedules = Annotated[
     list[str] | None, _text("A schedule, as for `run`; repeatable. Default: all there are.", "NAME", "--schedule")
 ]
-Ranks = Annotated[int | None, _whole("Pipeline ranks. Default: 8, or what the schedule or cost file says.")]
+Ranks = Annotated[int | None, _whole("Pipeline ranks. Default: 8, or what schedule text or a measured table says.")]
 Microbatches = Annotated[
-    int | None, _whole("Micro-batches a step. Default: 20, or what the schedule or cost file says.")
+    int | None, _whole("Micro-batches a step. Default: 20, or what schedule text or a measured table says.")
 ]
 Chunks = Annotated[int | None, _whole("Stages per rank, where the schedule leaves a choice.")]
 CostsText = Annotated[
     str | None,
     _text(
-        "Seconds for 1/ranks of the layers, as F=1,I=1,W=1,FB=3,p2p=0.5; a .toml file; or a .parquet or .csv "
-        "table of measured operations to replay.",
+        "Seconds for 1/ranks of the layers, as F=1,I=1,W=1,FB=3,p2p=0.5 (further: B, message_bytes, bandwidth, "
+        "exchange, activation_bytes, released_by_input, parameter_bytes, optimizer, barrier), or a .toml file of them; "
+        "`run` also replays a .parquet or .csv table of measured operations.",
         "TEXT|FILE",
         "--costs",
     ),
@@ -103,6 +106,24 @@ Outs = Annotated[
 ]
 
 
+def print_version(asked: bool) -> None:
+    """Print the version and stop."""
+    if asked:
+        from simpipe import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def version(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Simulate pipeline-parallel training: timelines, bubbles and why they are there, memory."""
+
+
 @app.command()
 def run(
     scenario: File = None,
@@ -135,7 +156,7 @@ def run(
     Costs are given by hand (--costs), or follow from a model on a machine (--model and the options below it, or a
     scenario file).
     """
-    if Path(costs or "").suffix in (".parquet", ".csv"):
+    if Path(costs or "").suffix.lower() in (".parquet", ".csv"):
         replay(schedule or "dualpipe", ranks, microbatches, chunks, str(costs), step, worker, engine, json, out or [])
         return
     if step is not None or worker is not None:
@@ -153,16 +174,15 @@ def run(
     else:
         refuse_flags(flags, set or [])
         case = cases.given(schedule or "dualpipe", ranks, microbatches, chunks, costs or "")
-    result = cases.simulated(case, engine_of(engine))
+    trace, figures = cases.simulated(case, engine_of(engine))
     program = case.program
     if not json and not out:
         out = [f"{program.name}-{program.ranks}x{program.microbatches}.html"]
-    written = [path for target in out or [] for path in views.write(result.trace, target)]
+    written = [path for target in out or [] for path in views.write(trace, target)]
     if json:
-        print_json(result.to_dict())
+        print_json(figures.to_dict())
     else:
-        print("\n".join(console.run(result)))
-        print("\n".join(f"wrote {path}" for path in written))
+        print("\n".join([*console.run(figures), *(f"wrote {path}" for path in written)]))
 
 
 def replay(
@@ -217,7 +237,7 @@ def compare(
     set: Sets = None,
     engine: Engine = "auto",
     json: Json = False,
-    out: Outs = None,
+    out: Annotated[list[str] | None, _text("Where to write, as .csv, .png or .svg; repeatable.", "PATH")] = None,
 ) -> None:
     """Compare schedules on one basis: equal ranks, micro-batches and layers; or equal model, GPUs and global batch."""
     from simpipe import schedules
@@ -237,22 +257,24 @@ def compare(
             else:
                 refuse_flags(flags, set or [])
                 case = cases.given(text, ranks, microbatches, None, costs or "")
-        except (ScheduleError, ParallelError) as error:
+            trace, figures = cases.simulated(case, engine_of(engine))
+        except (ScheduleError, CostsError, ParallelError) as error:
             if schedule:
                 raise
-            refused.append(str(error))
+            refused.append(f"{text}: {error}")
             continue
-        result = cases.simulated(case, engine_of(engine))
-        traces[text] = result.trace
-        entries.append(comparison.Entry(text, result))
-    rows = comparison.rank(entries)
+        entries.append(comparison.Entry(text, figures))
+        if out:  # many large traces would not fit into memory together
+            traces[text] = trace
+    if not entries:
+        raise SimpipeError(f"there is nothing to compare: {refused[0]}")
+    ordered, rows = comparison.rank(entries)
     for path in out or []:
-        views.write_comparison(rows, traces, path)
+        views.write_comparison(rows, {entry.label: traces[entry.label] for entry in ordered}, path)
     if json:
         print_json({"schedules": rows, "refused": refused})
     else:
-        print("\n".join(console.comparison(rows, refused)))
-        print("\n".join(f"wrote {path}" for path in out or []))
+        print("\n".join([*console.comparison(rows, refused), *(f"wrote {path}" for path in out or [])]))
 
 
 @app.command("schedule")
@@ -261,22 +283,28 @@ def show_schedule(
     ranks: Ranks = None,
     microbatches: Microbatches = None,
     chunks: Chunks = None,
-    format: Annotated[str, typer.Option(help="text (aligned) or csv (PyTorch's schedule text).")] = "text",
-    out: Annotated[Path | None, typer.Option(help="A file to write instead of printing.")] = None,
+    format: Annotated[
+        str | None, _text("text (aligned), csv (PyTorch's schedule text) or lowered (with its SEND and RECV).", "NAME")
+    ] = None,
+    out: Annotated[str | None, _text("A file to write instead of printing; .csv for csv.", "PATH")] = None,
 ) -> None:
     """Print the order in which each rank runs its actions."""
     from simpipe.simulator import case as cases
     from simpipe.simulator.files import atomic
     from simpipe.simulator.views import console
 
-    if format not in ("text", "csv"):
-        raise SimpipeError(f"--format is {format!r}; it is text or csv")
+    if format is None:
+        format = "csv" if str(out).lower().endswith(".csv") else "text"
+    if format not in ("text", "csv", "lowered"):
+        raise SimpipeError(f"--format is {format!r}; it is text, csv or lowered")
     program = cases.given(name, ranks, microbatches, chunks, "").program
-    text = program.to_csv() if format == "csv" else "\n".join(console.grid(program)) + "\n"
+    text = "\n".join(console.grid(program)) + "\n" if format == "text" else program.to_csv(posts=format == "lowered")
     if out is None:
         print(text, end="")
         return
-    with atomic(out) as temporary:
+    if out.endswith("/"):
+        raise OutputError(f"{out} cannot be written: it names a folder; an order is one file, as order.csv")
+    with atomic(Path(out)) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"wrote {out}")
 
@@ -354,9 +382,7 @@ def scenario_of(
     if costs is not None:
         raise SimpipeError("--costs gives costs by hand; it does not go with a model or a scenario")
     if microbatches is not None:
-        raise SimpipeError(
-            "--microbatches follows from a model's --global-batch, --microbatch-size and GPUs; leave it out"
-        )
+        raise SimpipeError("--microbatches follows from a model's --global-batch and GPUs; leave it out")
     given = flags | {"schedule": schedule} | dict(setting(text) for text in settings)
     given = {key: value for key, value in given.items() if value is not None}
     return Scenario.read(path, **given) if path else Scenario.of({"schedule": "dualpipe"} | given)
@@ -401,17 +427,25 @@ def print_json(value: Any) -> None:
 
 def main() -> None:
     """Run the command line. A user's mistake is one sentence on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may not be of the terminal's letters
     try:
-        sys.exit(app(prog_name="simpipe", standalone_mode=False))
+        try:
+            status = app(prog_name="simpipe", standalone_mode=False)
+        finally:
+            sys.stdout.flush()
+        sys.exit(status)
     except SimpipeError as error:
         print(f"simpipe: {error}", file=sys.stderr)
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe has left
-        sys.stderr.close()
-        sys.exit(1)
+    except OSError as error:  # files are written elsewhere: this is standard output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # or the reader of a pipe has left
+            print(f"simpipe: standard output cannot be written: {error.strerror}", file=sys.stderr)
     except Exception as error:
         # typer's own errors of usage, which it has under different names in different versions
         if not hasattr(error, "format_message"):

@@ -152,9 +152,8 @@ def main() -> None:
         print(f"{label:<36}{seconds * 1e3:8.2f} ms  {seconds / SPAN - 1:+.1%}")
     unseen = span(slot(Replay(passes(phases, gap, share, (2, 3)))))
     measured = phases[3, "attn(W)", 7].start + phases[3, "attn(W)", 7].wall - phases[2, "combine(B)", 27].start
-    print(
-        f"layers 2 and 3 alone{measured * 1e3:24.2f} ms measured, {unseen * 1e3:.2f} ms predicted, {unseen / measured - 1:+.1%}"
-    )
+    error = unseen / measured - 1
+    print(f"layers 2 and 3: measured {measured * 1e3:.2f} ms, predicted {unseen * 1e3:.2f} ms, {error:+.1%}")
     trace = slot(Replay(passes(phases, gap, share)))
     for number, stream in ((7, "compute"), (27, "expert-parallel")):
         same = recorded_order(phases, number) == simulated_order(trace, stream)

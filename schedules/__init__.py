@@ -18,19 +18,22 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import math
 import pkgutil
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from simpipe.simulator.costs.given import Costs
 from simpipe.simulator.errors import ProgramError, ScheduleError, SimpipeError
-from simpipe.simulator.program import MAX_ACTIONS, Program, Row
+from simpipe.simulator.program import MAX_ACTIONS, MAX_RANKS, Action, Post, Program, Row
 
 
 class Case(NamedTuple):
@@ -86,33 +89,42 @@ class Schedule:
 
     def program(self, ranks: int, microbatches: int, chunks: int | None = None, **options: Any) -> Program:
         """The schedule at a size. Raises ScheduleError where the size or an option does not fit."""
-        sizes = {"ranks": ranks, "microbatches": microbatches, "chunks": 1 if chunks is None else chunks}
-        for what, value in sizes.items():
-            if value < 1:
-                raise ScheduleError(f"{self.name} takes at least 1 of {what}, not {value:,}")
-        asked = 3 * ranks * microbatches * sizes["chunks"]
+        self._check_size(ranks, microbatches, 1 if chunks is None else chunks)
+        known = self.options
+        unknown = sorted(set(options) - set(known))
+        wrong = [name for name in options if name in known and not _fits(options[name], known[name])]
+        if wrong:
+            takes = "true or false" if isinstance(known[wrong[0]], bool) else "a whole number"
+            raise ScheduleError(f"{self.name}: option {wrong[0]} is {options[wrong[0]]!r}; it takes {takes}")
+        if unknown:
+            raise ScheduleError(f"{self.name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+        if chunks is not None and "chunks" in known:
+            options["chunks"] = chunks
+        required = {name for name, default in known.items() if default is inspect.Parameter.empty}
+        if missing := sorted(required - set(options)):
+            raise ScheduleError(f"{self.source}: option {missing[0]} has no default; give it, as {missing[0]}=1")
+        size = {"ranks": ranks, "microbatches": microbatches, **known, **options}
+        is_own = self.source.endswith(".py")
+        with _guarded(self.source) if is_own else nullcontext():
+            if self.check:
+                wanted = inspect.signature(self.check).parameters
+                self.check(**{name: value for name, value in size.items() if name in wanted})
+            rows = (self.order(rank, **size) for rank in range(ranks))
+            program = Program.from_rows(map(_checked, range(ranks), rows) if is_own else rows, self.name).check()
+        return self._sized(program, ranks, microbatches, chunks)
+
+    def _check_size(self, ranks: int, microbatches: int, chunks: int) -> None:
+        for what, value in (("ranks", ranks), ("micro-batches", microbatches), ("chunks per rank", chunks)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ScheduleError(f"{self.name} takes at least 1 of {what}, a whole number, not {value!r}")
+        if ranks > MAX_RANKS:
+            raise ScheduleError(f"{self.name} was asked for {ranks:,} ranks; simpipe takes at most {MAX_RANKS:,}")
+        asked = 3 * ranks * microbatches * chunks
         if asked > MAX_ACTIONS:
             raise ScheduleError(
                 f"{ranks:,} ranks x {microbatches:,} micro-batches make up to {asked:,} actions; "
                 f"simpipe takes at most {MAX_ACTIONS:,}"
             )
-        known = self.options
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise ScheduleError(f"{self.name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-        if chunks is not None and "chunks" in known:
-            options["chunks"] = chunks
-        size = {"ranks": ranks, "microbatches": microbatches, **known, **options}
-        if self.check:
-            wanted = inspect.signature(self.check).parameters
-            self.check(**{name: value for name, value in size.items() if name in wanted})
-        try:
-            program = Program.from_rows((self.order(rank, **size) for rank in range(ranks)), self.name).check()
-        except SimpipeError as error:
-            raise type(error)(f"{self.source}: {error}") from None
-        except Exception as error:
-            raise ScheduleError(_blame(self.source, error)) from error
-        return self._sized(program, ranks, microbatches, chunks)
 
     def _sized(self, program: Program, ranks: int, microbatches: int, chunks: int | None) -> Program:
         if program.microbatches != microbatches:
@@ -133,7 +145,7 @@ def program(
     Text states its own size: ranks, microbatches and chunks may be left out and must fit where they are given.
     Raises ScheduleError or ProgramError.
     """
-    if str(name_or_path).endswith(".csv"):
+    if str(name_or_path).lower().endswith(".csv"):
         return _from_text(Path(name_or_path), ranks, microbatches, chunks, options)
     schedule = load(name_or_path)
     if ranks is None or microbatches is None:
@@ -162,6 +174,11 @@ def catalogue() -> dict[str, Schedule]:
     return {schedule.name: schedule for schedule in sorted(schedules, key=lambda s: s.name)}
 
 
+def _fits(value: Any, default: Any) -> bool:
+    """Whether an option's value is of its default's kind; without a default it is a whole number."""
+    return isinstance(value, bool) == isinstance(default, bool) and (value is None or isinstance(value, int))
+
+
 class ClosedForm(NamedTuple):
     """A schedule's formula evaluated: seconds of bubble on the rank that idles most, and whether that is exact.
 
@@ -183,6 +200,7 @@ def closed_form(name_or_path: str | Path, program: Program, costs: Costs) -> Clo
         return None
     case = Case(P=program.ranks, M=program.microbatches, v=program.chunks, **seconds)
     reasons = [] if costs.is_compute_only else ["it knows no communication and no optimizer step"]
+    reasons += [] if math.isclose(case.B, case.I + case.W) else ["it takes B = I + W"]
     reasons += [] if formula.holds(case) else [f"it is exact {formula.domain}"]
     return ClosedForm(formula.text, formula.domain, float(formula.seconds(case)), "; ".join(reasons))
 
@@ -195,11 +213,37 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {}
     words = {"true": True, "false": False}
     for part in tail.split(","):
-        key, _, value = (piece.strip() for piece in part.partition("="))
-        if value not in words and not value.isdecimal():
+        key, _, value = (piece.strip().lower() for piece in part.partition("="))
+        if value not in words and not re.fullmatch("-?[0-9]{1,9}", value):
             raise ScheduleError(f"schedule option {part!r} is not name=whole number or name=true, as group=8")
+        if key in ("ranks", "microbatches"):
+            raise ScheduleError(f"{key} is no option of a schedule; give --{key}")
         options[key] = words[value] if value in words else int(value)
     return name, options
+
+
+@contextmanager
+def _guarded(source: str) -> Iterator[None]:
+    """Run a user's code: what it raises becomes one sentence, what it prints goes to stderr."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except SimpipeError as error:
+        raise type(error)(f"{source}: {error}") from None
+    except (Exception, SystemExit) as error:
+        raise ScheduleError(_blame(source, error)) from error
+
+
+def _checked(rank: int, row: Row) -> Row:
+    """The items of a user's row, each an action, a slot or a post of whole numbers."""
+    for number, item in enumerate(row):
+        parts = item if isinstance(item, tuple) and not isinstance(item, Action | Post) else (item,)
+        for part in parts:
+            numbers = (part.stage, part.microbatch) if isinstance(part, Action | Post) else ("",)
+            if not parts or not all(type(value) is int and 0 <= value < 10**9 for value in numbers):
+                what = f"rank {rank}, item {number} is {repr(item)[:80]}"
+                raise ScheduleError(f"{what}; yield F(stage, micro-batch), or F(...) & B(...)")
+        yield item
 
 
 def _describe(module: ModuleType, source: str) -> Schedule:
@@ -215,28 +259,35 @@ def _describe(module: ModuleType, source: str) -> Schedule:
 
 
 def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ScheduleError(f"{path} is no file; --schedule takes a name, a .py file or a .csv file")
+    try:
+        return _run_file(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise ScheduleError(f"{path} cannot be read: {error.strerror}") from None
+
+
+@lru_cache(maxsize=16)
+def _run_file(path: Path, changed: int) -> ModuleType:
+    """The module of a user's file, run once for each time it `changed`."""
     spec = importlib.util.spec_from_file_location(f"simpipe_user_schedule_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     keep, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # leave no __pycache__ beside a user's file
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ScheduleError(_blame(str(path), error)) from error
+        with _guarded(str(path)):
+            spec.loader.exec_module(module)
     finally:
         sys.dont_write_bytecode = keep
     return module
 
 
-def _blame(source: str, error: Exception) -> str:
+def _blame(source: str, error: BaseException) -> str:
     """File, line and text of an error inside a schedule file."""
     if isinstance(error, SyntaxError):
-        return f"{source}, line {error.lineno}: {error.msg}"
-    line = traceback.extract_tb(error.__traceback__)[-1].lineno
-    return f"{source}, line {line}: {type(error).__name__}: {error}"
+        return f"{source}, line {error.lineno or 1}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame.lineno for frame in frames if Path(frame.filename).resolve() == Path(source).resolve()]
+    return f"{source}{f', line {own[-1]}' if own else ''}: {type(error).__name__}: {error}"
 
 
 def _from_text(
@@ -258,8 +309,3 @@ def _from_text(
         if asked[what] not in (None, has):
             raise ScheduleError(f"{path} has {has} {what}, not {asked[what]}")
     return found
-
-
-def names() -> Iterator[str]:
-    """The names of the schedules in this folder."""
-    return iter(catalogue())

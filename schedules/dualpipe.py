@@ -15,8 +15,8 @@ from simpipe.simulator.program import RECV_F, SEND_F, Action, B, F, I, Post, Slo
 BUBBLE = Formula(
     "(P/2-1)(F&B+B-3W)",
     lambda c: (c.P / 2 - 1) * (c.FB + c.B - 3 * c.W),
-    "for I = F, W <= F and F&B >= B",
-    lambda c: isclose(c.I, c.F) and c.W <= c.F and c.FB >= c.B,
+    "for I = F, W <= F and B <= F&B <= F + B",
+    lambda c: isclose(c.I, c.F) and c.W <= c.F and c.B <= c.FB <= c.F + c.B,
 )
 
 

@@ -14,7 +14,7 @@ from simpipe.simulator.program import Action, B, F, Slot
 NAME = "interleaved-1f1b-overlap"
 
 BUBBLE = interleaved_1f1b.BUBBLE._replace(
-    domain="for M >= P and F&B >= F, B", holds=lambda c: c.M >= c.P and max(c.F, c.B) <= c.FB
+    domain="for M >= P and F, B <= F&B <= F + B", holds=lambda c: c.M >= c.P and max(c.F, c.B) <= c.FB <= c.F + c.B
 )
 
 

@@ -4,21 +4,21 @@ A bubble is a maximal idle interval of a rank longer than 1e-9 of the makespan, 
 its last one included. Before the first slot the pipeline fills (warm-up), after the last it drains (cool-down).
 In between, the rank waits for the last-arriving input of its next slot, and the bubble's time goes to
 
-* waits_for_transfer while that message is on its way;
+* waits_for_transfer while that message is on its way, or parameters are gathered;
 * waits_for_forward or waits_for_gradient while the slot that makes it runs, or itself waits for its inputs;
-* blocked_by_order while that slot had all its inputs and its rank ran others before it, and, where
+* blocked_by_order while that slot had all its inputs but its rank's order had not come to it, and, where
   communication blocks, while the message was made but its other end had not come to it;
 * barrier where the next slot is the optimizer's, behind the barrier.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simpipe.simulator.graph import ACTIVATION, BARRIER, INTERVAL
+from simpipe.simulator.graph import ACTIVATION, BARRIER, INTERVAL, SYNC
 from simpipe.simulator.kernels import Floats, Ints
 from simpipe.simulator.trace import Trace
 
@@ -52,8 +52,8 @@ class Bubbles(NamedTuple):
     in_flight: Floats
 
 
-def find(trace: Trace) -> Bubbles:
-    """All bubbles of a run."""
+def find(trace: Trace, least: float = INTERVAL) -> Bubbles:
+    """All bubbles of a run; or with another `least`, all idle intervals longer than that share of the makespan."""
     graph = trace.graph
     slots = graph.rank_slots
     starts, ends = trace.slot_start[slots.items], trace.slot_end[slots.items]
@@ -66,11 +66,28 @@ def find(trace: Trace) -> Bubbles:
     slot = np.concatenate([slots.items, np.full(graph.ranks, -1)])
     is_head = np.zeros(len(rank), bool)
     is_head[first] = True
-    keep = np.flatnonzero(end - start > INTERVAL * trace.makespan)
+    keep = np.flatnonzero(end - start > least * trace.makespan)
     keep = keep[np.lexsort((start[keep], rank[keep]))]
     rank, start, end, slot = rank[keep], start[keep], end[keep], slot[keep]
     ended_by, causes, in_flight = _explain(trace, rank, start, end, slot, is_head[keep])
     return Bubbles(rank, start, end, slot, ended_by, causes, in_flight)
+
+
+def longest(trace: Trace, most: int) -> list[dict[str, Any]]:
+    """The longest bubbles, the earlier first where they tie: where each is, what ends it, and its seconds by cause."""
+    found = find(trace)
+    length = found.end - found.start
+    chosen = np.lexsort((found.rank, found.start, -np.round(length, 12)))[:most]
+    return [
+        {
+            "rank": int(found.rank[n]),
+            "start": float(found.start[n]),
+            "end": float(found.end[n]),
+            "ended_by": trace.graph.describe(int(found.ended_by[n])) if found.ended_by[n] >= 0 else None,
+            "causes": {cause: float(found.causes[n, c]) for c, cause in enumerate(CAUSES) if found.causes[n, c] > 0},
+        }
+        for n in chosen.tolist()
+    ]
 
 
 def _explain(
@@ -89,21 +106,22 @@ def _explain(
     at_barrier = ~is_head & (ended_by >= 0) & (graph.word[ended_by] == BARRIER)
     causes[at_barrier, AT_BARRIER] = length[at_barrier]
 
-    mailed = np.flatnonzero((ended_by >= 0) & graph.message[ended_by])
-    message = ended_by[mailed]
-    left = np.clip(trace.start[message], start[mailed], end[mailed])
-    in_flight[mailed] = end[mailed] - left
-    within = ~is_head[mailed]
-    mailed, message, left = mailed[within], message[within], left[within]
+    sent = np.flatnonzero((ended_by >= 0) & (graph.message[ended_by] | (graph.word[ended_by] == SYNC)))
+    left = np.clip(trace.start[ended_by[sent]], start[sent], end[sent])
+    in_flight[sent] = end[sent] - left
+    sent, left = sent[~is_head[sent]], left[~is_head[sent]]
+    causes[sent, TRANSFER] = in_flight[sent]
+    by_sync = graph.word[ended_by[sent]] == SYNC
+    causes[sent[by_sync], TRANSFER] = length[sent[by_sync]]
+    sent, left = sent[~by_sync], left[~by_sync]
+    message = ended_by[sent]
     maker = trace.program.action_slot[graph.action[message]]
-    waits_for_maker = (graph.slot[trace.last_inputs(message)] == maker) & (graph.rank[message] != rank[mailed])
-    began = np.clip(trace.slot_start[maker], start[mailed], left)
-    ready = np.clip(_inputs_ready(trace)[maker], start[mailed], began)
-    ordered = np.where(waits_for_maker, began - ready, left - start[mailed])
-    causes[mailed, TRANSFER] = in_flight[mailed]
-    causes[mailed, ORDER] = ordered
+    made = np.clip(trace.slot_end[maker], start[sent], left)
+    began = np.clip(trace.slot_start[maker], start[sent], made)
+    ready = np.clip(_inputs_ready(trace)[maker], start[sent], began)
+    causes[sent, ORDER] = (began - ready) + (left - made)
     wanted = np.where(graph.word[message] == ACTIVATION, FORWARD, GRADIENT)
-    causes[mailed, wanted] = left - start[mailed] - ordered
+    causes[sent, wanted] = (ready - start[sent]) + (made - began)
     return ended_by, causes, in_flight
 
 

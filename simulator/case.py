@@ -6,19 +6,25 @@ Costs are given by hand (`given`), or follow from a scenario: model, machine and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from simpipe import schedules
 from simpipe.schedules import ClosedForm
+from simpipe.simulator import bubbles
 from simpipe.simulator.costs.given import Costs
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.efficiency import Efficiency, efficiency
+from simpipe.simulator.errors import CostsError, ScheduleError
 from simpipe.simulator.graph import Engine
 from simpipe.simulator.plan import StepCosts
 from simpipe.simulator.program import Program
 from simpipe.simulator.scenario import Scenario
 from simpipe.simulator.summary import Summary, summarize
 from simpipe.simulator.trace import Trace, simulate
+
+LONGEST = 10
+"""Bubbles that a result names with the task that ends each."""
 
 RANKS, MICROBATCHES = 8, 20
 """The size of a schedule given by name where nothing else says it: the worked example of the DeepSeek-V3 report."""
@@ -34,17 +40,21 @@ class Case:
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
-    """A simulated case: the trace and its figures; efficiency where a model is behind the costs."""
+class Figures:
+    """What a simulated case comes to; efficiency where costs are modelled, a closed form where they are given."""
 
-    trace: Trace
     summary: Summary
+    critical_path: dict[str, float]
+    longest_bubbles: list[dict[str, Any]]
     closed_form: ClosedForm | None
     efficiency: Efficiency | None
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as one flat object: what `simpipe run --json` prints."""
-        figures = self.summary.to_dict() | {"critical_path": self.trace.critical_seconds}
+        figures = self.summary.to_dict() | {
+            "critical_path": self.critical_path,
+            "longest_bubbles": self.longest_bubbles,
+        }
         figures["formula"] = self.closed_form and self.closed_form._asdict()
         return figures | (self.efficiency.to_dict() if self.efficiency else {})
 
@@ -52,12 +62,17 @@ class Result:
 def given(schedule: str, ranks: int | None, microbatches: int | None, chunks: int | None, costs: str) -> Case:
     """A case with costs by hand: `costs` is text such as F=1,I=1 or the path of a .toml file. Raises SimpipeError."""
     name, options = schedules.parse(schedule)
-    if not name.endswith(".csv"):
+    if not name.lower().endswith(".csv"):
         ranks = RANKS if ranks is None else ranks
         microbatches = MICROBATCHES if microbatches is None else microbatches
+    if chunks not in (None, options.get("chunks", chunks)):
+        raise ScheduleError(f"{schedule} asks for chunks={options['chunks']}, but --chunks for {chunks}")
     chunks = options.pop("chunks", chunks)
     program = schedules.program(name, ranks, microbatches, chunks, **options)
-    return Case(name, program, Costs.read(costs) if costs.endswith(".toml") else Costs.parse(costs))
+    ending = Path(costs).suffix.lower()
+    if ending and ending[1:].isalpha() and ending != ".toml":
+        raise CostsError(f"costs {costs!r} is no .toml file; measured tables (.csv, .parquet) are for `simpipe run`")
+    return Case(name, program, Costs.read(costs) if ending == ".toml" else Costs.parse(costs))
 
 
 def modelled(scenario: Scenario) -> Case:
@@ -70,11 +85,13 @@ def modelled(scenario: Scenario) -> Case:
     return Case(spec.name, program, ModelledCosts(loaded.model, loaded.cluster, parallel, speeds, lengths))
 
 
-def simulated(case: Case, engine: Engine = "auto") -> Result:
+def simulated(case: Case, engine: Engine = "auto") -> tuple[Trace, Figures]:
     """Run a case and find its figures."""
     trace = simulate(case.program, case.costs, engine)
-    summary = summarize(trace)
+    closed = means = None
     if isinstance(case.costs, ModelledCosts):
-        return Result(trace, summary, None, efficiency(trace, case.costs))
-    assert isinstance(case.costs, Costs)
-    return Result(trace, summary, schedules.closed_form(case.schedule, case.program, case.costs), None)
+        means = efficiency(trace, case.costs)
+    elif isinstance(case.costs, Costs):
+        closed = schedules.closed_form(case.schedule, case.program, case.costs)
+    longest = bubbles.longest(trace, LONGEST)
+    return trace, Figures(summarize(trace), trace.critical_seconds, longest, closed, means)

@@ -79,7 +79,6 @@ class Graph:
     stream_rank: Ints
     stream_name: Ints
     links: int
-    link_kinds: tuple[str, ...]
     word: Ints
     action: Ints
     partner: Ints
@@ -172,7 +171,7 @@ class Loads:
     latency: (rows, tasks) seconds before a task's work begins. work: (rows, tasks) seconds of computation, or
     bytes where the task has a route. weight: (rows, route items) bytes on that link for each byte of work.
     capacity: (rows, links) bytes/s of each link, infinity allowed.
-    held: (rows, tasks) share of its ranks' SMs that a task holds while it runs, on every stream it occupies.
+    held: (rows, tasks) share of the SMs that a task holds while it runs, of each rank that has a stream of it.
     slowed: (rows, tasks) how much of what is held on its `rank` a computation loses: its speed is 1 - slowed x held.
     activation: (rows, actions) bytes that an F keeps until its backward. release: (rows,) the share of it freed
     by I rather than W; negative where I leaves more for W than it frees. parameters: (rows, stages) bytes.

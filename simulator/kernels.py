@@ -82,14 +82,20 @@ def topological(succ_start: Ints, succ: Ints, waits: Ints, weight: Ints) -> tupl
     return order, level, tail
 
 
-def shortest_cycle(start: Ints, succ: Ints, stuck: NDArray[np.bool_], tries: int = 200) -> list[int]:
-    """A shortest cycle through the stuck nodes (of the first `tries` that lie on one), by breadth-first search."""
+def shortest_cycle(start: Ints, succ: Ints, stuck: NDArray[np.bool_], effort: int = 2_000_000) -> list[int]:
+    """A shortest cycle through the stuck nodes, by breadth-first search from each that lies on one.
+
+    It may be a longer one where a search of `effort` steps in all has not come to every node.
+    """
     best: list[int] = []
     inside = _on_cycles(start, succ, stuck)
-    for root in np.flatnonzero(inside)[:tries].tolist():
+    for root in np.flatnonzero(inside).tolist():
+        if best and effort < 0:
+            break
         parent = {root: -1}
         queue = [root]
         for node in queue:
+            effort -= 1
             for other in succ[start[node] : start[node + 1]].tolist():
                 if other == root:
                     path = [node]

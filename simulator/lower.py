@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simpipe.simulator.errors import CostsError
+from simpipe.simulator.errors import CostsError, ProgramError
 from simpipe.simulator.graph import (
     ACTIVATION,
     BARRIER,
@@ -98,6 +98,9 @@ class _Builder:
         self.optimizer = after + len(plan.syncs) + plan.barrier + np.arange(ranks)
         self.tasks = int(after + len(plan.syncs) + plan.barrier + ranks)
         self.names = [name for name in STREAMS if name in self._used_streams()]
+        slot_streams = {stream for template in plan.templates for op in template for stream in op.streams}
+        if len(slot_streams) > 1:  # or a slot's tasks could run beside those of the slot before it
+            assert all(slot_streams == set(template[-1].streams) for template in plan.templates)
 
     def graph(self) -> Graph:
         program, plan, messages = self.program, self.plan, self.messages
@@ -126,7 +129,6 @@ class _Builder:
             stream_rank=np.repeat(ranks, len(self.names)),
             stream_name=np.tile([STREAMS.index(name) for name in self.names], program.ranks),
             links=len(plan.links) * program.ranks,
-            link_kinds=plan.links,
             word=np.concatenate([
                 np.where(whole, OVERLAPPED, program.kind[action]),
                 np.where(messages.forward, ACTIVATION, GRADIENT), tail,
@@ -279,9 +281,21 @@ def _apply_posts(program: Program, maker: Ints, taker: Ints, sent: Ints, receive
     for index, (kind, from_stage, to_stage, microbatch) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
         letter = "F" if kind == Kind.F else "B"
         for boundary, key in ((sent, ("SEND_", from_stage)), (received, ("RECV_", to_stage))):
-            post = program.posts.get((key[0] + letter, key[1], microbatch))
+            word = key[0] + letter
+            post = program.posts.get((word, key[1], microbatch))
             if post is not None:
-                boundary[index] = program.rank_start[post[0]] + post[1]
+                action = int((maker if boundary is sent else taker)[index])
+                boundary[index] = _posted(program, f"{key[1]}{word}{microbatch}", post, action, boundary is sent)
+
+
+def _posted(program: Program, post: str, place: tuple[int, int], action: int, is_sent: bool) -> int:
+    """Before which slot a post stands. Raises ProgramError where its action is elsewhere or on the wrong side."""
+    rank, before = place
+    at, own = int(program.rank_start[rank]) + before, int(program.action_slot[action])
+    if rank != program.action_rank[action] or (at <= own if is_sent else at > own):
+        side = f"{'after' if is_sent else 'before'} {program.action_text(action)} of rank {program.action_rank[action]}"
+        raise ProgramError(f"rank {rank} has {post} before its slot {before}; it belongs {side}")
+    return at
 
 
 def _early_receives(program: Program, source: Ints, target: Ints) -> Ints:

@@ -32,7 +32,8 @@ class Operation(NamedTuple):
 
 
 Template = tuple[Operation, ...]
-"""A slot's operations, in an order in which each stream runs its own; the last one ends the slot."""
+"""A slot's operations, in an order in which each stream runs its own. The last one ends the slot: where slots use more
+than one stream, it occupies all that any slot uses."""
 
 
 class Sync(NamedTuple):

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,12 @@ from simpipe.simulator.kernels import Ints
 
 MAX_ACTIONS = 20_000_000
 """Largest program accepted: about 2 GB of arrays once it is simulated."""
+
+MAX_RANKS = 65_536
+
+
+SHOWN = 8
+"""Ranks that a deadlock's explanation shows at most."""
 
 
 class Kind(IntEnum):
@@ -131,11 +137,15 @@ class Program:
         sizes: list[Ints] = []
         slots: list[int] = []
         posts: dict[tuple[str, int, int], tuple[int, int]] = {}
+        total = 0
         collecting = gc.isenabled()
         gc.disable()  # a million small tuples, none of them cyclic
         try:
             for rank, row in enumerate(rows):
                 actions, lengths = _flatten(rank, row, posts)
+                total += len(actions)
+                if total > MAX_ACTIONS:
+                    raise ProgramError(f"the order has more than {MAX_ACTIONS:,} actions, the most that simpipe takes")
                 flats.append(np.fromiter(chain.from_iterable(actions), np.int64, 3 * len(actions)).reshape(-1, 3))
                 sizes.append(lengths)
                 slots.append(len(lengths))
@@ -155,24 +165,32 @@ class Program:
         are skipped. Raises ProgramError with row and cell.
         """
         try:
-            rows = [row for row in csv.reader(io.StringIO(text.removeprefix("\ufeff")), strict=True) if row]
+            lines = csv.reader(io.StringIO(text.removeprefix("\ufeff")), strict=True)
+            rows = [(lines.line_num, row) for row in lines if row]
         except csv.Error as error:
             raise ProgramError(f"{source} is not comma-separated text: {error}") from None
         if not rows:
             raise ProgramError(f"{source} is empty; write one row a rank and one cell an action, as 0F0,0B0")
         known: dict[str, tuple[Action | Slot | Post, ...]] = {}
 
-        def parse(row: list[str], number: int) -> Iterator[Action | Slot | Post]:
+        def parse(rank: int, line: int, row: list[str]) -> Iterator[Action | Slot | Post]:
             for column, cell in enumerate(row, 1):
                 if cell not in known:
-                    known[cell] = _parse_cell(cell, f"{source}, row {number} (rank {number - 1}), cell {column}")
+                    known[cell] = _parse_cell(cell, f"{source}, row {line} (rank {rank}), cell {column}")
                 yield from known[cell]
 
-        return Program.from_rows([parse(row, number) for number, row in enumerate(rows, 1)], name)
+        return Program.from_rows([parse(rank, line, row) for rank, (line, row) in enumerate(rows)], name)
 
-    def to_csv(self) -> str:
-        """Write PyTorch's compute-only schedule text; `from_csv` reads it back exactly."""
-        return "".join(",".join(map(slot_text, row)) + "\n" for row in self.order)
+    def to_csv(self, posts: bool = False) -> str:
+        """Write PyTorch's compute-only schedule text; `from_csv` reads an equal program back.
+
+        With `posts`, PyTorch's lowered cells say too where messages are posted, as far as the program does.
+        """
+        rows = [list(map(slot_text, row)) for row in self.order]
+        if posts:
+            for (word, stage, microbatch), (rank, before) in sorted(self.posts.items(), key=lambda p: -p[1][1]):
+                rows[rank].insert(before, f"{stage}{word}{microbatch}")
+        return "".join(",".join(row) + "\n" for row in rows)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Program):
@@ -181,6 +199,9 @@ class Program:
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<Program {self.name}: {self.ranks} ranks, {self.microbatches} micro-batches, {self.stages} stages>"
 
     @cached_property
     def order(self) -> tuple[tuple[Slot, ...], ...]:
@@ -236,9 +257,9 @@ class Program:
     @cached_property
     def placement(self) -> tuple[tuple[int, ...], ...]:
         """The stages each rank holds, ascending: what its list says it runs."""
-        held = np.zeros((self.ranks, self.stages), bool)
-        held[self.action_rank, self.stage] = True
-        return tuple(tuple(np.flatnonzero(row).tolist()) for row in held)
+        held = np.unique(self.action_rank * self.stages + self.stage)
+        start, stages = kernels.csr(held // self.stages, held % self.stages, self.ranks)
+        return tuple(tuple(part.tolist()) for part in np.split(stages, start[1:-1]))
 
     @property
     def chunks(self) -> int:
@@ -273,7 +294,7 @@ class Program:
         if done < self.slots:
             stuck = np.ones(self.slots, bool)
             stuck[order[:done]] = False
-            raise ProgramError(_explain_deadlock(self, start, succ, stuck))
+            raise ProgramError(_explain_deadlock(self, sources, targets, stuck))
         return np.asarray(level, np.int64)
 
     @property
@@ -319,7 +340,9 @@ def slot_text(slot: Slot) -> str:
 
 def _flatten(rank: int, row: Row, posts: dict[tuple[str, int, int], tuple[int, int]]) -> tuple[Sequence[Action], Ints]:
     """The actions of a row and the length of each slot; notes the posts."""
-    items = list(row)
+    items = list(islice(row, MAX_ACTIONS + 1))
+    if len(items) > MAX_ACTIONS:
+        raise ProgramError(f"rank {rank} runs more than {MAX_ACTIONS:,} slots; does its schedule ever end?")
     if all(type(item) is Action for item in items):
         return items, np.ones(len(items), np.int64)  # type: ignore[return-value]
     actions: list[Action] = []
@@ -343,7 +366,7 @@ def _starts(lengths: Ints) -> Ints:
 
 
 _ACTION = re.compile(r"(\d{1,9})([FIWB])(\d{1,9})", re.ASCII)
-_OVERLAP = re.compile(r"\((.*);(.*)\)OVERLAP_F_B", re.ASCII)
+_OVERLAP = re.compile(r"\(([^;()]*);([^;()]*)\)OVERLAP_F_B", re.ASCII)
 _POST = re.compile(r"(\d{1,9})((?:SEND|RECV)_[FB])(\d{1,9})", re.ASCII)
 _SKIPPED = re.compile(r"\d+(UNSHARD|RESHARD|REDUCE_GRAD)\d*", re.ASCII)
 
@@ -389,6 +412,10 @@ def _dependencies(program: Program) -> Dependencies:
 
 def _check_slots(program: Program) -> None:
     """Every slot is one action or an F with a B."""
+    negative = np.flatnonzero((program.stage < 0) | (program.microbatch < 0))
+    if len(negative):
+        where = _place(program, int(negative[0]))
+        raise ProgramError(f"{where} has a negative stage or micro-batch; both count from 0")
     if program.ranks == 0 or len(program.stage) == 0:
         raise ProgramError("the order has no action; write one row a rank and one cell an action, as 0F0,0B0")
     lengths = np.diff(program.slot_start)
@@ -461,20 +488,40 @@ def _check_follows(program: Program, needed: Ints, needs: Ints) -> None:
         raise ProgramError(f"deadlock: {second} needs {first}, which the same rank runs no earlier\n{grid}")
 
 
-def _explain_deadlock(program: Program, start: Ints, succ: Ints, stuck: NDArray[np.bool_]) -> str:
-    """The shortest cycle of who waits for whom, and the grid around it."""
-    cycle = kernels.shortest_cycle(start, succ, stuck)
+def _explain_deadlock(program: Program, source: Ints, target: Ints, stuck: NDArray[np.bool_]) -> str:
+    """The shortest cycle of ranks that wait for each other, and the grid around where they stand.
+
+    A rank stands at its first slot that never starts. It waits for a slot of another rank, at or behind the one where
+    that rank stands.
+    """
+    at = np.full(program.ranks, -1, np.int64)
+    never = np.flatnonzero(stuck)[::-1]
+    at[program.slot_rank[never]] = never
+    waits = np.flatnonzero(stuck[source] & (target == at[program.slot_rank[target]]))
+    waits = waits[program.slot_rank[source[waits]] != program.slot_rank[target[waits]]]
+    waiting, awaited = program.slot_rank[target[waits]], program.slot_rank[source[waits]]
+    start, order = kernels.csr(waiting, np.arange(len(waits)), program.ranks)
+    cycle = kernels.shortest_cycle(start, awaited[order], at >= 0)
     steps = []
-    for before, slot in zip(cycle, cycle[1:] + cycle[:1], strict=True):
-        why = "comes after" if program.slot_rank[before] == program.slot_rank[slot] else "waits for"
-        steps.append(f"{_slot_of(program, slot)} (rank {program.slot_rank[slot]}) {why} {_slot_of(program, before)}")
-    return "deadlock: " + ", ".join(reversed(steps)) + "\n" + _grid(program, set(cycle))
+    for rank, other in zip(cycle, cycle[1:] + cycle[:1], strict=True):
+        edge = next(e for e in order[start[rank] : start[rank + 1]] if awaited[e] == other)
+        slot = int(source[waits[edge]])
+        where = "where it stands" if slot == at[other] else f"which comes after {_slot_of(program, int(at[other]))}"
+        steps.append(
+            f"rank {rank} stands at {_slot_of(program, int(at[rank]))} and waits for {_slot_of(program, slot)} of rank "
+            f"{other}, {where}"
+        )
+    marked = {int(at[rank]) for rank in cycle} | {
+        int(source[waits[e]]) for e in range(len(waits)) if waiting[e] in cycle[:SHOWN]
+    }
+    left_out = [f"and {len(steps) - SHOWN} ranks more"] if len(steps) > SHOWN else []
+    return "deadlock: " + "; ".join(steps[:SHOWN] + left_out) + "\n" + _grid(program, marked)
 
 
 def _grid(program: Program, marked: set[int], around: int = 3) -> str:
     """The rows of the marked slots, a few slots to each side, the marked ones as >0F3<."""
     lines = []
-    for rank in sorted({int(program.slot_rank[slot]) for slot in marked}):
+    for rank in sorted({int(program.slot_rank[slot]) for slot in marked})[:SHOWN]:
         first, end = int(program.rank_start[rank]), int(program.rank_start[rank + 1])
         shown = {n for slot in marked if first <= slot < end for n in range(slot - around, slot + around + 1)}
         cells: list[str] = []

@@ -193,6 +193,16 @@ class Replay:
             }
         )
 
+    @property
+    def bubble_shares(self) -> dict[str, float]:
+        """What share of all ranks' time in the steps they idle: between slots, before the first and after the last,
+        and until the slowest worker of the step has ended."""
+        ranks, workers = self.head.shape[2], len(self.workers)
+        whole = float(self.step_span.sum()) * workers * ranks
+        slowest = float((self.step_span[:, None] - self.simulated).sum()) * ranks
+        idle = {"waits": self.waited.sum(), "warm_up": self.head.sum(), "cool_down": self.tail.sum()}
+        return {name: float(seconds) / whole for name, seconds in (idle | {"slowest_worker": slowest}).items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and dictionaries; `by_worker` and `by_microbatch` are means over the steps."""
         return {
@@ -205,6 +215,7 @@ class Replay:
             "mean_absolute_error": self.mean_absolute_error,
             "worst_error": float(self.error.ravel()[np.abs(self.error).argmax()]),
             "stage_means_error": self.stage_means_error,
+            "bubble_shares": self.bubble_shares,
             "slow_worker": self.slow_worker and self.slow_worker._asdict(),
             "slow_stage": self.slow_stage and self.slow_stage._asdict(),
             "by_worker": self._by_worker(),
@@ -326,11 +337,9 @@ def _cost(slow: Slow) -> str:
 
 
 def _bubble_line(replay: Replay) -> str:
-    parts = {"waits": replay.waited, "head": replay.head, "tail": replay.tail}
-    whole = float(replay.simulated.sum()) * replay.head.shape[2]
-    shares = ", ".join(f"{name} {float(part.sum()) / whole:.1%}" for name, part in parts.items())
-    total = sum(float(part.sum()) for part in parts.values()) / whole
-    return f"bubble: {total:.1%} of the ranks' time ({shares})"
+    shares = replay.bubble_shares
+    parts = ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in shares.items())
+    return f"bubble: {sum(shares.values()):.1%} of all ranks' time until the slowest worker has ended ({parts})"
 
 
 def _maker_lines(replay: Replay, most: int) -> list[str]:

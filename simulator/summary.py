@@ -4,7 +4,7 @@ bubble = makespan - busy (Megatron, DeepSeek). span bubble = last end - own firs
 papers, which ignore the stagger at the start). bubble rate = sum of bubbles / (ranks x makespan). span bubble
 rate = (s - busy) / s of the rank with the longest span s. ideal = the largest busy time of any rank. Busy is
 time inside slots. waiting + transfer = bubble: a rank waits until the message it needs is on its way, and then
-for its transfer.
+for its transfer; before its first slot too, so that transfer is at least the cause waits_for_transfer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from simpipe.simulator import bubbles
+from simpipe.simulator.graph import INTERVAL
 from simpipe.simulator.trace import Trace
 
 
@@ -100,6 +101,11 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
 
 
+def _rest(whole: float, part: float) -> float:
+    """What is left of a time, 0 where that is rounding."""
+    return whole - part if whole - part > INTERVAL * whole else 0.0
+
+
 def _per_rank(trace: Trace) -> list[RankSummary]:
     program, graph = trace.program, trace.graph
     slots = graph.rank_slots
@@ -107,10 +113,11 @@ def _per_rank(trace: Trace) -> list[RankSummary]:
     first, last = slots.start[:-1], slots.start[1:] - 1
     busy = np.add.reduceat(ends - starts, first)
     span = ends[last] - starts[first]
-    found = bubbles.find(trace)
+    found = bubbles.find(trace, 0.0)  # what is too short to be called a bubble counts in the sums all the same
+    called = found.end - found.start > INTERVAL * trace.makespan
     causes = np.stack([np.bincount(found.rank, found.causes[:, c], program.ranks) for c in range(len(bubbles.CAUSES))])
     flight = np.bincount(found.rank, found.in_flight, program.ranks)
-    count = np.bincount(found.rank, minlength=program.ranks)
+    count = np.bincount(found.rank[called], minlength=program.ranks)
     longest = np.zeros(program.ranks)
     np.maximum.at(longest, found.rank, found.end - found.start)
     levels = (trace.activations, trace.activation_bytes)
@@ -121,11 +128,11 @@ def _per_rank(trace: Trace) -> list[RankSummary]:
             rank=rank,
             stages=list(program.placement[rank]),
             busy=float(busy[rank]),
-            bubble_time=trace.makespan - float(busy[rank]),
-            span_bubble_time=float(span[rank] - busy[rank]),
+            bubble_time=_rest(trace.makespan, float(busy[rank])),
+            span_bubble_time=_rest(float(span[rank]), float(busy[rank])),
             bubble_count=int(count[rank]),
             longest_bubble=float(longest[rank]),
-            waiting_time=trace.makespan - float(busy[rank]) - float(flight[rank]),
+            waiting_time=_rest(trace.makespan - float(flight[rank]), float(busy[rank])),
             transfer_time=float(flight[rank]),
             bubble_causes=dict(zip(bubbles.CAUSES, causes[:, rank].tolist(), strict=True)),
             peak_activations=float(peaks[0][rank]),

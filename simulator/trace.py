@@ -53,6 +53,9 @@ class Trace:
     start: Floats
     end: Floats
 
+    def __repr__(self) -> str:
+        return f"<Trace of {self.program!r}: {self.graph.tasks} tasks, makespan {self.makespan:g} s>"
+
     @property
     def program(self) -> Program:
         return self.graph.program

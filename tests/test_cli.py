@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
 
 def simpipe(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -125,6 +127,15 @@ BAD_FILES = {
     "empty.py": "",
     "costs.toml": "F = [1, 2, 3]\n",
     "negative.toml": "F = -1\n",
+    "endless.py": "from simpipe import F\ndef order(rank, ranks, microbatches):\n    while True: yield F(rank, 0)\n",
+    "half.py": "from simpipe import F\ndef order(rank, ranks, microbatches):\n    yield F(rank, 0.5)\n",
+    "text.py": "def order(rank, ranks, microbatches):\n    yield '0F0'\n",
+    "exit.py": "import sys\nsys.exit(3)\n",
+    "needs.py": "def order(rank, ranks, microbatches, depth):\n    yield\n",
+    "b.toml": "B = [2, 2, 2, 2]\n",
+    "huge.toml": "F = 1" + "0" * 400 + "\n",
+    "small.csv": "0F0,0B0\n",
+    "bad.yaml": "model: deepseek-v3\nhardwear: h800\n",
     "<b>.csv": "<script>alert(1)</script>\n",
 }
 
@@ -135,9 +146,9 @@ BAD_FILES = {
         ("run --schedule dualpip", "unknown schedule 'dualpip'; did you mean dualpipe?"),
         ("run --schedule dualpipe --ranks 7", "DualPipe takes an even number of ranks"),
         ("run --schedule dualpipe --ranks 8 --microbatches 10", "at least 2 x ranks = 16, not 10"),
-        ("run --schedule 1f1b --ranks 1000000", "1,000,000 ranks x 20 micro-batches"),
-        ("run --schedule 1f1b --ranks 0", "takes at least 1 of ranks, not 0"),
-        ("run --schedule 1f1b --ranks -3", "takes at least 1 of ranks, not -3"),
+        ("run --schedule 1f1b --ranks 1000000", "1f1b was asked for 1,000,000 ranks; simpipe takes at most 65,536"),
+        ("run --schedule 1f1b --ranks 0", "takes at least 1 of ranks, a whole number, not 0"),
+        ("run --schedule 1f1b --ranks -3", "takes at least 1 of ranks, a whole number, not -3"),
         ("run --schedule zb-v --chunks 3", "zb-v has 2 chunks per rank, not 3"),
         ("run --schedule 1f1b:group=2", "1f1b has no option 'group'"),
         ("run --schedule interleaved-1f1b:group=x", "schedule option 'group=x'"),
@@ -147,7 +158,7 @@ BAD_FILES = {
         ("run --schedule syntax.py", "syntax.py, line 1"),
         ("run --schedule empty.py", "empty.py defines no function order"),
         ("run --schedule absent.csv", "absent.csv cannot be read"),
-        ("run --schedule absent.py", "absent.py is no file"),
+        ("run --schedule absent.py", "absent.py cannot be read"),
         ("run --schedule <b>.csv", "<b>.csv, row 1"),
         ("run --schedule deadlock.csv --ranks 3", "deadlock"),
         ("run --costs F=-1", "cost F is -1.0"),
@@ -158,6 +169,35 @@ BAD_FILES = {
         ("run --costs costs.toml", "cost F is for 3 stages; the program has 8"),
         ("run --costs negative.toml", "negative.toml: cost F is -1"),
         ("run --costs absent.toml", "absent.toml cannot be read"),
+        ("run --schedule half.py", "half.py: rank 0, item 0 is Action(stage=0, kind=<Kind.F: 0>, microbatch=0.5)"),
+        ("run --schedule text.py", "text.py: rank 0, item 0 is '0F0'; yield F(stage, micro-batch)"),
+        ("run --schedule exit.py", "exit.py, line 2: SystemExit: 3"),
+        ("run --schedule needs.py", "needs.py: option depth has no default; give it, as depth=1"),
+        ("run --schedule 1f1b:ranks=2", "ranks is no option of a schedule; give --ranks"),
+        ("run --schedule interleaved-1f1b:chunks=3 --chunks 2", "asks for chunks=3, but --chunks for 2"),
+        ("run --schedule eager-1f1b:overlap=7", "option overlap is 7; it takes true or false"),
+        ("run --schedule 1f1b --ranks 4 --costs b.toml", "cost F is missing: the program runs 0F0"),
+        ("run --costs huge.toml", "huge.toml: cost F is a whole number of more than 20 digits"),
+        ("run --costs F=1e308,B=1", "cost F is 1e+308; it takes a finite number, 0 or more, up to 1e+15"),
+        ("run --costs F=1", "cost I is missing: the program runs"),
+        (
+            "compare --schedule 1f1b --schedule small.csv",
+            "small.csv has 1 ranks x 1 micro-batches, but",
+        ),
+        ("compare --costs table.csv", "costs 'table.csv' is no .toml file"),
+        ("compare --ranks 0", "there is nothing to compare"),
+        ("run --tp 2", "--tp needs a model: give --model and --hardware, or a scenario file"),
+        ("run --set overlap=none", "--set needs a model"),
+        ("run --model deepseek-v9 --hardware h800 --ranks 4 --gpus 8 --global-batch 64 --sequence 64", "deepseek-v9"),
+        ("run --model llama3-8b", "is missing"),
+        ("run --model llama3-8b --hardware h800 --ranks 4 --gpus 9 --global-batch 64 --sequence 64", "gpus = 9"),
+        ("run --model llama3-8b --hardware h800 --costs F=1", "--costs gives costs by hand"),
+        ("run --model llama3-8b --microbatches 8", "--microbatches follows from"),
+        ("run bad.yaml", "bad.yaml: unknown key 'hardwear'; did you mean hardware?"),
+        ("run absent.yaml", "absent.yaml cannot be read"),
+        ("show model nothing", "nothing"),
+        ("show hardware h8000", "h8000"),
+        ("schedule 1f1b --out folder/", "it names a folder"),
         ("run --costs absent.parquet", "absent.parquet"),
         ("run --engine fast", "--engine is 'fast'; it is auto, simpy or compiled"),
         ("run --out x.pdf", "x.pdf"),
@@ -166,7 +206,7 @@ BAD_FILES = {
         ("run --step 3", "--step and --worker choose"),
         ("compare --out x.json", "x.json"),
         ("compare --schedule dualpipe --ranks 3", "DualPipe takes an even number"),
-        ("schedule 1f1b --format xml", "--format is 'xml'; it is text or csv"),
+        ("schedule 1f1b --format xml", "--format is 'xml'; it is text, csv or lowered"),
         ("run --ranks eight", "'eight'"),
     ],
 )
@@ -179,6 +219,64 @@ def test_every_mistake_is_one_sentence(arguments: str, sentence: str, tmp_path: 
     assert "Traceback" not in run.stderr
     assert run.stdout == ""
     assert {path.name for path in tmp_path.iterdir()} == set(BAD_FILES)
+
+
+def test_an_endless_schedule_is_stopped(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(BAD_FILES["endless.py"])
+    run = simpipe("run", "--schedule", "endless.py", "--ranks", "1", "--json", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "more than 20,000,000 slots" in run.stderr
+
+
+def test_a_schedule_file_may_print(tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text("print('hello')\n" + (EXAMPLES / "my_schedule.py").read_text())
+    run = simpipe("run", "--schedule", "loud.py", "--ranks", "2", "--microbatches", "4", "--json", cwd=tmp_path)
+    assert json.loads(run.stdout)["schedule"] == "loud"
+    assert run.stderr.count("hello") == 1
+
+
+def test_order_text_with_posts_reads_back_blocking_times_too(tmp_path: Path) -> None:
+    size = ("--ranks", "8", "--microbatches", "20")
+    simpipe("schedule", "dualpipe", *size, "--format", "lowered", "--out", "order.csv", cwd=tmp_path)
+    found = answer(
+        "run", "--schedule", "order.csv", "--costs", "FB=3,p2p=0.5,exchange=blocking", "--json", cwd=tmp_path
+    )
+    assert found["makespan"] == 82
+
+
+def test_a_modelled_step_from_flags_and_from_a_file() -> None:
+    sizes = {"ranks": "4", "gpus": "64", "tp": "4", "global-batch": "32", "sequence": "4096", "zero": "1"}
+    flags = [part for name, value in sizes.items() for part in (f"--{name}", value)]
+    found = answer("run", "--model", "llama3-8b", "--hardware", "h100", "--schedule", "1f1b", *flags, "--json")
+    assert found["step_time_s"] == found["makespan"]
+    assert 0.1 < found["mfu"] < 0.8
+    assert found["memory"]["peak_bytes"] == pytest.approx(sum(found["memory"]["by_kind"].values()))
+    assert len(found["memory_per_rank"]) == 4
+    scenario = str(EXAMPLES / "deepseek_v3.yaml")
+    small = answer("run", scenario, "--global-batch", "4096", "--schedule", "1f1b", "--json")
+    assert small["microbatches"] == 32
+    assert small["exposed_communication_s"] > 0
+
+
+def test_profiles_are_listed_and_shown() -> None:
+    assert "deepseek-v3" in {row["name"] for row in answer("list", "models", "--json")}
+    assert "h800" in {row["name"] for row in answer("list", "hardware", "--json")}
+    facts = answer("show", "model", "deepseek-v3", "--json")
+    assert round(facts["parameters"]["all"] / 1e9) == 671
+    assert round(facts["activated_parameters"]["all"] / 1e9) == 37
+    assert facts["kv_cache_bytes_per_token"] == 70272
+    assert any(
+        row["key"] == "gpu.sms" and row["value"].startswith("132")
+        for row in answer("show", "hardware", "h800", "--json")
+    )
+
+
+def test_a_full_device_is_told() -> None:
+    run = subprocess.run(
+        f"{sys.executable} -m simpipe list schedules > /dev/full", shell=True, capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert run.stderr == "simpipe: standard output cannot be written: No space left on device\n"
 
 
 def test_a_closed_pipe_is_no_error() -> None:

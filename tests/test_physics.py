@@ -291,7 +291,7 @@ def test_waiting_for_a_transfer_is_split_off() -> None:
 
 def test_waiting_for_a_forward() -> None:
     """Rank 1 has done its first forward long before the second arrives."""
-    assert causes("0F0,0F1,0B0,0B1\n1F0,1F1,1B0,1B1", Costs(F=[3, 1]), 1)["waits_for_forward"] == 2
+    assert causes("0F0,0F1,0B0,0B1\n1F0,1F1,1B0,1B1", Costs(F=[3, 1], B=2), 1)["waits_for_forward"] == 2
 
 
 def test_blocked_by_the_order() -> None:
@@ -308,7 +308,7 @@ def test_barrier() -> None:
 def test_a_blocking_sender_waits_for_its_receiver() -> None:
     """Rank 0 has made its second activation at 2; rank 1 comes to the exchange at 5, after 4 s of its first forward."""
     text = "0F0,0SEND_F0,0F1,0SEND_F1,0F2,0SEND_F2,0B0,0B1,0B2\n1RECV_F0,1F0,1RECV_F1,1F1,1RECV_F2,1F2,1B0,1B1,1B2"
-    found = bubbles.find(simulate(Program.from_csv(text), Costs(F=[1, 4], exchange="blocking")))
+    found = bubbles.find(simulate(Program.from_csv(text), Costs(F=[1, 4], B=2, exchange="blocking")))
     assert (found.rank[0], found.start[0], found.end[0]) == (0, 2, 5)
     assert found.causes[0][bubbles.CAUSES.index("blocked_by_order")] == 3
 

@@ -12,7 +12,7 @@ machine. NVLink joins the ranks of a node, here the ranks of a group in one NVLi
   github.com/deepseek-ai/DeepEP). Combine is the way back. A token's experts are its best under scores that are
   independent and alike; with a node limit, its nodes are those of its best experts.
 
-The constants are of whole files of shared/measured, none of a row; error is the mean absolute error of the time.
+The constants are of whole published tables, none of a row; error is the mean absolute error of the time.
 """
 
 from __future__ import annotations

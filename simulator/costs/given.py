@@ -30,20 +30,21 @@ Cost = float | Sequence[float] | Sequence[Sequence[float]] | Floats
 class Costs:
     """Costs of a step. Seconds and bytes; see the module for number, list and list of lists.
 
-    F, I, W: forward, backward for the input, backward for the weights. B: full backward, I + W if not given.
+    F, I, W: forward, backward for the input, backward for the weights; 1 s where neither they nor B are given. B: full
+    backward, I + W if not given. A kind that a program runs must be given, once one is.
     FB: an overlapped F&B slot, by the stage of its forward; F + B of its two stages if not given.
-    p2p: latency of a message between ranks, not scaled. message_bytes: its size, a number (not scaled) or one
-    per sending stage. bandwidth: bytes/s that a rank can send, and as many that it can receive, shared fairly
-    by what is under way at once. exchange: `async` messages occupy nobody; `blocking` ones hold both ends from
-    the moment that both have come to them, as one batch before the next slot.
+    p2p: latency of a message between ranks, not scaled. message_bytes: its size, a number (not scaled) or one for the
+    boundary behind each stage, for activations and gradients alike. bandwidth: bytes/s that a rank can send, and as
+    many that it can receive, shared fairly by what is under way at once. exchange: `async` messages occupy nobody;
+    `blocking` ones hold both ends from the moment that both have come to them, as one batch before the next slot.
     activation_bytes: kept from F to the backward; released_by_input: the share of it that I frees, W the rest.
     parameter_bytes: of a stage. optimizer: seconds per rank after its last slot. barrier: whether all ranks
     wait for each other before it. Raises CostsError for anything negative, infinite or not a number.
     """
 
-    F: Cost = 1.0
-    I: Cost = 1.0  # noqa: E741 - the field's name
-    W: Cost = 1.0
+    F: Cost | None = None
+    I: Cost | None = None  # noqa: E741 - the field's name
+    W: Cost | None = None
     B: Cost | None = None
     FB: Cost | None = None
     p2p: float = 0.0
@@ -57,15 +58,19 @@ class Costs:
     barrier: bool = False
 
     def __post_init__(self) -> None:
+        if all(getattr(self, name) is None for name in ("F", "I", "W", "B")):
+            for name in ("F", "I", "W"):
+                object.__setattr__(self, name, 1.0)
         for name, depth in _DEPTH.items():
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or name not in ("F", "I", "W", "B", "FB"):
                 _check_number(name, value, depth, infinite=name == "bandwidth")
-        if not np.all(np.asarray(self.bandwidth) > 0):
-            raise CostsError(f"cost bandwidth is {self.bandwidth}; it must be above 0 (leave it out for free links)")
+        if self.bandwidth < LEAST_BANDWIDTH:
+            least = f"it is at least {LEAST_BANDWIDTH:g} bytes/s (leave it out for free links)"
+            raise CostsError(f"cost bandwidth is {self.bandwidth}; {least}")
         if self.released_by_input > 1:
             raise CostsError(f"cost released_by_input is {self.released_by_input}; a share is at most 1")
-        if self.exchange not in get_args(Exchange):
+        if not isinstance(self.exchange, str) or self.exchange not in get_args(Exchange):
             raise CostsError(f"cost exchange is {self.exchange!r}; it is 'async' or 'blocking'")
         if not isinstance(self.barrier, bool):
             raise CostsError(f"cost barrier is {self.barrier!r}; it is true or false")
@@ -88,7 +93,7 @@ class Costs:
         """Read a TOML file whose keys are this class's fields. Raises CostsError with file and key."""
         try:
             given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
             raise CostsError(f"{path} is no TOML file: {error}") from None
         except OSError as error:
             raise CostsError(f"{path} cannot be read: {error.strerror}") from None
@@ -102,26 +107,30 @@ class Costs:
 
     def numbers(self) -> dict[str, float] | None:
         """F, I, W, B and FB per 1/P of the layers where they are plain numbers, else None (no closed formula)."""
-        if not all(isinstance(c, int | float) for c in (self.F, self.I, self.W)):
+        given = {name: getattr(self, name) for name in ("F", "I", "W", "B", "FB")}
+        if any(cost is None for name, cost in given.items() if name in ("F", "I", "W")):
             return None
-        f, i, w = (float(c) for c in (self.F, self.I, self.W))  # type: ignore[arg-type]
-        b = i + w if self.B is None else self.B
-        fb = f + b if self.FB is None else self.FB  # type: ignore[operator]
-        if not isinstance(b, int | float) or not isinstance(fb, int | float):
+        if any(isinstance(cost, Sequence | np.ndarray) for cost in given.values()):
             return None
-        return {"F": f, "I": i, "W": w, "B": float(b), "FB": float(fb)}
+        found = {name: float(cost) for name, cost in given.items() if cost is not None}
+        found.setdefault("B", found["I"] + found["W"])
+        found.setdefault("FB", found["F"] + found["B"])
+        return found
 
     def per_action(self, program: Program) -> Floats:
         """(actions,) seconds of each action run alone."""
-        tables = {Kind.F: self.F, Kind.I: self.I, Kind.W: self.W, Kind.B: self.B}
         seconds = np.empty(len(program.kind))
-        for kind, cost in tables.items():
+        for kind in Kind:
             at = np.flatnonzero(program.kind == kind)
-            if kind == Kind.B and cost is None:
-                seconds[at] = _at("I", self.I, program, at) + _at("W", self.W, program, at)
-            else:
-                assert cost is not None
-                seconds[at] = _at(kind.name, cost, program, at)
+            if len(at) == 0:
+                continue
+            split = kind == Kind.B and self.B is None
+            for number, name in enumerate(("I", "W") if split else (kind.name,)):
+                cost = getattr(self, name)
+                if cost is None:
+                    which = program.action_text(int(at[0]))
+                    raise CostsError(f"cost {name} is missing: the program runs {which}; give it, as {name}=1")
+                seconds[at] = _at(name, cost, program, at) + (seconds[at] if number else 0.0)
         return seconds
 
     def per_slot(self, program: Program) -> Floats:
@@ -163,11 +172,17 @@ class Costs:
         numbers.work[: program.slots] = self.per_slot(program)
         numbers.work[graph.word == OPTIMIZER] = self.optimizer
         message = np.flatnonzero(graph.message)
-        stages = _per_stage("message_bytes", self.message_bytes, program, 1.0)
+        boundary = _per_stage("message_bytes", self.message_bytes, program, 1.0)
+        before = np.minimum(program.stage[graph.action[message]], program.stage[graph.partner[message]])
         numbers.latency[message] = self.p2p
-        numbers.work[message] = stages[program.stage[graph.action[message]]]
+        numbers.work[message] = boundary[before]
         numbers.capacity[:] = self.bandwidth
 
+
+MOST = 1e15
+"""Largest cost, in seconds or bytes: far beyond any step, and far from where sums lose or overflow."""
+
+LEAST_BANDWIDTH = 1e-3
 
 _DEPTH = {
     "F": 2, "I": 2, "W": 2, "B": 2, "FB": 2, "activation_bytes": 2, "message_bytes": 1, "parameter_bytes": 1,
@@ -180,12 +195,12 @@ def _check_number(name: str, value: Any, depth: int, infinite: bool, place: str 
     """Every number in `value` is finite (or infinite where allowed), not negative, and nested at most `depth`."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if depth == 0:
             raise CostsError(f"cost {name}{place} is a list; it takes a number")
         if len(value) == 0:
             raise CostsError(f"cost {name}{place} is an empty list; it takes one number per stage")
-        if len({isinstance(part, Sequence) for part in value}) > 1:
+        if len({isinstance(part, Sequence) and not isinstance(part, str) for part in value}) > 1:
             raise CostsError(f"cost {name}{place} mixes numbers and lists")
         lengths = [len(part) for part in value if isinstance(part, Sequence) and not isinstance(part, str)]
         if len(set(lengths)) > 1:
@@ -194,10 +209,14 @@ def _check_number(name: str, value: Any, depth: int, infinite: bool, place: str 
             )
         for index, part in enumerate(value):
             _check_number(name, part, depth - 1, infinite, f"{place}[{index}]")
-    elif isinstance(value, bool) or not isinstance(value, int | float):
+    elif isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise CostsError(f"cost {name}{place} is {value!r}; it takes a number")
-    elif math.isnan(value) or value < 0 or (math.isinf(value) and not infinite):
-        raise CostsError(f"cost {name}{place} is {value}; it takes a finite number, 0 or more")
+    elif not 0 <= value <= MOST and not (infinite and value == math.inf):
+        raise CostsError(f"cost {name}{place} is {_short(value)}; it takes a finite number, 0 or more, up to {MOST:g}")
+
+
+def _short(value: Any) -> str:
+    return str(value) if not isinstance(value, int) or value < 10**20 else "a whole number of more than 20 digits"
 
 
 def _parse_value(name: str, text: str) -> Any:

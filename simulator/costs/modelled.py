@@ -33,6 +33,9 @@ LINKS = ("nic_out", "nic_in", "nvlink_out", "nvlink_in", "kernel")
 
 NICS, NVLINK, KERNEL = LINKS[:2], LINKS[2:4], LINKS[4:]
 
+BUCKET_BYTES = 160e6
+"""Gradients reduced at once: 40 million parameters in fp32, Megatron-LM's bucket."""
+
 SlotKey = tuple[tuple[str, int], ...]
 """What a slot runs apart from its micro-batches: kind and class of stage of each action."""
 
@@ -322,27 +325,52 @@ class ModelledCosts:
         return found + self._copies(program, ends)
 
     def _gathers(self, program: Program, rank: int, stage: Stage, ends: Ends) -> list[tuple[Sync, Exchange]]:
-        """ZeRO 1 and 2: parameters once, before the first forward of the stage, or of the rank if not overlapped."""
-        if self.parallel.zero not in (1, 2):
+        """ZeRO 1 and 2: parameters once, before the first forward of the stage, or of the rank if not overlapped.
+
+        ZeRO 3: before every slot of the stage, fetched while the slot before it runs.
+        """
+        if self.parallel.zero == 0:
             return []
-        before = int(ends.first[rank, stage.index])
-        if not self.parallel.gather_overlap:
-            before = int(program.rank_start[rank])
-        exchange = self._over_peers(stage, collectives.all_gather, "parameters")
-        return _sync("all-gather", (rank,), (), (before,), exchange)
+        exchange = self._over_peers(stage, collectives.all_gather, "parameters", 1)
+        first = int(ends.first[rank, stage.index])
+        start = int(program.rank_start[rank])
+        if self.parallel.zero < 3:
+            return _sync("all-gather", (rank,), (), (first if self.parallel.gather_overlap else start,), exchange)
+        visits = program.action_slot[(program.action_rank == rank) & (program.stage == stage.index)]
+        ahead = 2 if self.parallel.gather_overlap else 1
+        return [
+            sync
+            for slot in np.unique(visits).tolist()
+            for sync in _sync(
+                "all-gather", (rank,), ((slot - ahead, -1),) if slot - ahead >= start else (), (slot,), exchange
+            )
+        ]
 
     def _reductions(self, program: Program, rank: int, stage: Stage, ends: Ends) -> list[tuple[Sync, Exchange]]:
-        """Gradients in buckets, each once the last micro-batch's weight gradients of its layers are there."""
-        slot = int(ends.last[rank, stage.index])
+        """Gradients in buckets, each once the last micro-batch's weight gradients of its layers are there.
+
+        ZeRO 2 and 3 reduce every micro-batch's, after its slot.
+        """
+        name, way = "reduce-scatter", collectives.reduce_scatter
+        if self.parallel.zero == 0:
+            name, way = "all-reduce", collectives.all_reduce
+        if self.parallel.zero >= 2:
+            makes = np.isin(program.kind, (Kind.W, Kind.B)) & (program.stage == stage.index)
+            slots = program.action_slot[makes & (program.action_rank == rank)].tolist()
+            after, each = [(slot, -1) for slot in slots], self._over_peers(stage, way, "gradients", 1)
+        else:
+            after = self._buckets(program, rank, stage, int(ends.last[rank, stage.index]))
+            each = self._over_peers(stage, way, "gradients", len(after))
+        return [sync for place in after for sync in _sync(name, (rank,), (place,), (), each)]
+
+    def _buckets(self, program: Program, rank: int, stage: Stage, slot: int) -> list[tuple[int, int]]:
+        """After which operations of a stage's last backward its buckets are complete."""
+        if not self.parallel.gradient_overlap:
+            return [(int(program.rank_start[rank + 1]) - 1, -1)]
         kinds, template_of = self._kinds(program)
-        made = self._slots[kinds[template_of[slot]]].gradients if self.parallel.gradient_overlap else ()
-        if not made:
-            made, slot = (-1,), int(program.rank_start[rank + 1]) - 1
-        way = collectives.all_reduce if self.parallel.zero == 0 else collectives.reduce_scatter
-        whole = self._over_peers(stage, way, "gradients")
-        network, nvlink = whole.network_bytes / len(made), whole.nvlink_bytes / len(made)
-        part = whole._replace(network_bytes=network, nvlink_bytes=nvlink)
-        return [sync for index in made for sync in _sync("reduce-scatter", (rank,), ((slot, index),), (), part)]
+        made = self._slots[kinds[template_of[slot]]].gradients
+        count = int(min(max(self._gradient_bytes(stage) // BUCKET_BYTES, 1), len(made)))
+        return [(slot, made[(number + 1) * len(made) // count - 1]) for number in range(count)]
 
     def _copies(self, program: Program, ends: Ends) -> list[tuple[Sync, Exchange]]:
         """Where two ranks hold a stage, they add up its gradients at the end."""
@@ -356,8 +384,8 @@ class ModelledCosts:
                 found += _sync("reduce copies", ranks, after, (), exchange)
         return found
 
-    def _over_peers(self, stage: Stage, way: Any, what: str) -> Exchange:
-        """A collective of a stage's dense weights over its data-parallel peers, and of its experts' over theirs."""
+    def _over_peers(self, stage: Stage, way: Any, what: str, parts: int) -> Exchange:
+        """A collective of one of `parts` of a stage's dense weights over its peers, and of its experts' over theirs."""
         held = memory.weights(self.model, self.parallel, [stage])
         p = self.parallel
         sizes = [held.dense_bytes, held.expert_bytes]
@@ -366,7 +394,7 @@ class ModelledCosts:
         total = Exchange(0.0, 0.0, 0.0)
         for size, group, stride in ((sizes[0], p.dp * p.cp, p.tp), (sizes[1], p.edp, p.ep * p.etp)):
             near = max(1, min(group, self.cluster.node.nvlink.domain_gpus // stride))
-            done = way(self.cluster, size, group, near)
+            done = way(self.cluster, size / parts, group, near)
             total = Exchange(*(a + b for a, b in zip(total[:3], done[:3], strict=True)))
         return total
 

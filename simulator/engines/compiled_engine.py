@@ -46,6 +46,9 @@ def longest_path(order: Ints, input_start: Ints, inputs: Ints, durations: Floats
     return starts, ends
 
 
+SAME = 1e-12
+"""Links whose shares differ by less, relative to them, are settled together."""
+
 WAITING, DELAYED, WORKING, SHARING, ENDED = 0, 1, 2, 3, 4
 """What a task is at: SHARING work runs at a speed that others influence, WORKING does not."""
 
@@ -127,6 +130,15 @@ def _mark(dirty: Any, items: Ints, count: int, item: int) -> int:
 
 
 @numba.njit(cache=True)
+def _is_repeated(stream_rank: Ints, streams: Ints, first: int, at: int) -> bool:
+    """Whether an earlier stream of the same task is on the same rank."""
+    for k in range(first, at):  # noqa: SIM110 - compiled
+        if stream_rank[streams[k]] == stream_rank[streams[at]]:
+            return True
+    return False
+
+
+@numba.njit(cache=True)
 def contended(
     output_start: Ints, outputs: Ints, waits: Ints, stream_start: Ints, streams: Ints, stream_rank: Ints,
     task_rank: Ints, route_start: Ints, route: Ints,
@@ -173,6 +185,7 @@ def contended(
         rank_dirty = np.zeros(ranks, np.bool_)
         dirty_links = np.empty(links, np.int64)
         dirty_ranks = np.empty(ranks, np.int64)
+        tight = np.empty(links, np.int64)
         free = np.empty(links)
         wanted = np.empty(links)  # weights of the transfers on a link that are not settled
         users = np.empty(links, np.int64)  # and how many there are
@@ -201,6 +214,8 @@ def contended(
                     if held[task] > 0:
                         for k in range(stream_start[task], stream_start[task + 1]):
                             rank = stream_rank[streams[k]]
+                            if _is_repeated(stream_rank, streams, stream_start[task], k):
+                                continue
                             rank_held[rank] += held[task]
                             rank_holders[rank] += 1
                             dirty_rank_count = _mark(rank_dirty, dirty_ranks, dirty_rank_count, rank)
@@ -266,6 +281,8 @@ def contended(
                 if held[task] > 0:
                     for k in range(stream_start[task], stream_start[task + 1]):
                         rank = stream_rank[streams[k]]
+                        if _is_repeated(stream_rank, streams, stream_start[task], k):
+                            continue
                         rank_holders[rank] -= 1
                         rank_held[rank] = rank_held[rank] - held[task] if rank_holders[rank] else 0.0
                         dirty_rank_count = _mark(rank_dirty, dirty_ranks, dirty_rank_count, rank)
@@ -317,35 +334,46 @@ def contended(
             unsettled = flow_count
             settled_at = 0.0  # shares never fall, but for rounding
             while unsettled > 0:
-                tightest = -1
                 share = np.inf
                 for d in range(dirty_link_count):
                     link = dirty_links[d]
-                    if users[link] > 0 and (tightest < 0 or free[link] / wanted[link] < share):
-                        tightest = link
-                        share = free[link] / wanted[link]
+                    if users[link] > 0:
+                        share = min(share, free[link] / wanted[link])
                 share = max(share, settled_at)
                 settled_at = share
-                entry = flow_head[tightest]
-                while entry >= 0:
-                    task = route_task[entry]
-                    entry = flow_after[entry]
-                    if settled[task] == stamp:
-                        continue
-                    settled[task] = stamp
-                    unsettled -= 1
-                    for k in range(route_start[task], route_start[task + 1]):
-                        if not shared[k]:
+                tight_count = 0
+                for d in range(dirty_link_count):
+                    link = dirty_links[d]
+                    if users[link] > 0 and free[link] <= share * wanted[link] * (1 + SAME):
+                        tight[tight_count] = link
+                        tight_count += 1
+                for d in range(tight_count):
+                    entry = flow_head[tight[d]]
+                    while entry >= 0:
+                        task = route_task[entry]
+                        entry = flow_after[entry]
+                        if settled[task] == stamp:
                             continue
-                        free[route[k]] = max(free[route[k]] - share * weight[k], 0.0)
-                        wanted[route[k]] -= weight[k]
-                        users[route[k]] -= 1
-                    if share != speed[task]:
-                        rest[task] -= speed[task] * (now - since[task])
-                        since[task] = now
-                        speed[task] = share
-                        due[task] = now + max(rest[task], 0.0) / share
-                        heap, heap_task, size = _push(heap, heap_task, size, due[task], task)
+                        settled[task] = stamp
+                        unsettled -= 1
+                        for k in range(route_start[task], route_start[task + 1]):
+                            if not shared[k]:
+                                continue
+                            link = route[k]
+                            free[link] = max(free[link] - share * weight[k], 0.0)
+                            users[link] -= 1
+                            wanted[link] = 0.0  # summed anew: weights may be of very different size
+                            other = flow_head[link] if users[link] > 0 else -1
+                            while other >= 0:
+                                if settled[route_task[other]] != stamp:
+                                    wanted[link] += weight[other]
+                                other = flow_after[other]
+                        if share != speed[task]:
+                            rest[task] -= speed[task] * (now - since[task])
+                            since[task] = now
+                            speed[task] = share
+                            due[task] = now + max(rest[task], 0.0) / share
+                            heap, heap_task, size = _push(heap, heap_task, size, due[task], task)
             for d in range(dirty_link_count):
                 link_dirty[dirty_links[d]] = False
             dirty_link_count = 0

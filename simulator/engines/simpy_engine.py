@@ -213,7 +213,7 @@ class Machine:
         """Seconds of work per second of every computation under way."""
         held: dict[int, float] = {}
         for task, share in self.running.items():
-            for rank in self.holds_on[task]:
+            for rank in set(self.holds_on[task]):
                 held[rank] = held.get(rank, 0.0) + share
         computing = [task for task in self.left if not self.routed[task]]
         return {t: max(1 - self.slowed[t] * held.get(self.rank[t], 0.0), SLOWEST) for t in computing}

@@ -141,7 +141,7 @@ def _thread(trace: Trace, actions: Ints) -> Ints:
 
 
 def _nano(seconds: Any) -> Ints:
-    return np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
+    return np.asarray(np.rint(np.asarray(seconds) * 1e9))
 
 
 def _micro(seconds: Any) -> list[float]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from simpipe.schedules import ClosedForm
-from simpipe.simulator.case import Result
+from simpipe.simulator.case import Figures
 from simpipe.simulator.efficiency import Efficiency
 from simpipe.simulator.graph import INTERVAL
 from simpipe.simulator.program import Program, slot_text
@@ -50,19 +50,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def run(result: Result) -> list[str]:
+def run(figures: Figures) -> list[str]:
     """The report of one run."""
-    summary, closed_form = result.summary, result.closed_form
+    summary, closed_form = figures.summary, figures.closed_form
     shown = summary.per_rank[:MOST_RANKS]
     header = ["rank", "stages", "busy", "bubble", "bubbles", "longest", "waiting", "transfer", "peak activations"]
     with_bytes = summary.peak_activation_bytes > 0
     lines = [headline(summary), ""]
-    lines += table(header + ["bytes"] * with_bytes, [_rank_row(rank, with_bytes) for rank in shown])
+    lines += table(header + ["their bytes"] * with_bytes, [_rank_row(rank, with_bytes) for rank in shown])
     if len(summary.per_rank) > len(shown):
         lines.append(f"... and {len(summary.per_rank) - len(shown)} more ranks; --json has them all")
-    lines += ["", *_causes(summary)]
-    if result.efficiency:
-        lines += ["", *_efficiency(result.efficiency, summary)]
+    lines += ["", *_causes(summary), *_longest(figures)]
+    if figures.efficiency:
+        lines += ["", *_efficiency(figures.efficiency, summary)]
     if closed_form:
         lines.append(formula(closed_form, max(rank.bubble_time for rank in summary.per_rank)))
     return lines
@@ -115,6 +115,18 @@ def _causes(summary: Summary) -> list[str]:
         return ["no rank ever idles"]
     parts = [f"{CAUSE_WORDS[c]} {number(t)} s ({t / total:.0%})" for c, t in summary.bubble_causes.items() if t > 0]
     return [f"why ranks idle, {number(total)} s over all ranks: " + ", ".join(parts)]
+
+
+def _longest(figures: Figures) -> list[str]:
+    """The longest bubble and the critical path."""
+    path = ", ".join(f"{kind} {number(seconds)} s" for kind, seconds in figures.critical_path.items() if seconds > 0)
+    lines = [f"critical path: {path}"] if path else []
+    for bubble in figures.longest_bubbles[:1]:
+        cause = CAUSE_WORDS[max(bubble["causes"], key=bubble["causes"].get)]
+        what = f"{cause}, ended by {bubble['ended_by']}" if bubble["ended_by"] else cause
+        span = f"rank {bubble['rank']}, {number(bubble['start'])} to {number(bubble['end'])} s"
+        lines.insert(0, f"longest bubble: {span} ({what})")
+    return lines
 
 
 def formula(closed_form: ClosedForm, simulated: float) -> str:
