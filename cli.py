@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +15,7 @@ import typer
 from simpipe.simulator.errors import CostsError, OutputError, ParallelError, ScheduleError, SimpipeError
 
 if TYPE_CHECKING:
+    from simpipe.simulator.case import Case
     from simpipe.simulator.scenario import Scenario
 
 app = typer.Typer(
@@ -239,7 +242,11 @@ def compare(
     json: Json = False,
     out: Annotated[list[str] | None, _text("Where to write, as .csv, .png or .svg; repeatable.", "PATH")] = None,
 ) -> None:
-    """Compare schedules on one basis: equal ranks, micro-batches and layers; or equal model, GPUs and global batch."""
+    """Compare schedules on one basis: equal ranks, micro-batches and layers; or equal model, GPUs and global batch.
+
+    Modelled steps are run twice, with slots other than F&B as chains and overlapped within, unless --set overlap=...
+    says which.
+    """
     from simpipe import schedules
     from simpipe.simulator import case as cases
     from simpipe.simulator import comparison, views
@@ -249,23 +256,27 @@ def compare(
     flags = {"ranks": ranks, "model": model, "hardware": hardware, "gpus": gpus, "tp": tp, "cp": cp, "ep": ep}
     flags |= {"global_batch": global_batch, "sequence": sequence, "microbatch_size": microbatch_size, "zero": zero}
     flags |= {"recompute": recompute, "precision": precision}
-    traces, entries, refused = {}, [], []
+    wanted: dict[str, Callable[[], Case]] = {}
     for text in schedule or schedules.catalogue():
+        if not (scenario or model):
+            refuse_flags(flags, set or [])
+            wanted[text] = partial(cases.given, text, ranks, microbatches, None, costs or "")
+            continue
+        for suffix, overlap in overlaps(set or []):
+            build = partial(scenario_of, scenario, text, costs, microbatches, flags, [*(set or []), *overlap])
+            wanted[text + suffix] = lambda build=build: cases.modelled(build())  # type: ignore[misc]
+    traces, entries, refused = {}, [], []
+    for label, build_case in wanted.items():
         try:
-            if scenario or model:
-                case = cases.modelled(scenario_of(scenario, text, costs, microbatches, flags, set or []))
-            else:
-                refuse_flags(flags, set or [])
-                case = cases.given(text, ranks, microbatches, None, costs or "")
-            trace, figures = cases.simulated(case, engine_of(engine))
+            trace, figures = cases.simulated(build_case(), engine_of(engine))
         except (ScheduleError, CostsError, ParallelError) as error:
             if schedule:
                 raise
-            refused.append(f"{text}: {error}")
+            refused.append(f"{label}: {error}")
             continue
-        entries.append(comparison.Entry(text, figures))
+        entries.append(comparison.Entry(label, figures))
         if out:  # many large traces would not fit into memory together
-            traces[text] = trace
+            traces[label] = trace
     if not entries:
         raise SimpipeError(f"there is nothing to compare: {refused[0]}")
     ordered, rows = comparison.rank(entries)
@@ -386,6 +397,13 @@ def scenario_of(
     given = flags | {"schedule": schedule} | dict(setting(text) for text in settings)
     given = {key: value for key, value in given.items() if value is not None}
     return Scenario.read(path, **given) if path else Scenario.of({"schedule": "dualpipe"} | given)
+
+
+def overlaps(settings: list[str]) -> list[tuple[str, list[str]]]:
+    """The ways in which a comparison runs slots other than F&B: as chains and overlapped within, unless one is set."""
+    if any(text.partition("=")[0] == "overlap" for text in settings):
+        return [("", [])]
+    return [("", ["overlap=none"]), (" within-slot", ["overlap=within-slot"])]
 
 
 def setting(text: str) -> tuple[str, Any]:

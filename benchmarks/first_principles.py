@@ -32,8 +32,6 @@ from simpipe.simulator.program import Kind
 
 MEASURED = Path(__file__).parents[1].parent / "shared" / "measured"
 GIB = 2.0**30
-MOST_TASKS = 1_500_000
-"""Tasks above which a step is simulated with fewer micro-batches, see `step`."""
 
 Row = dict[str, str]
 
@@ -91,27 +89,16 @@ def order(ranks: int, microbatches: int, chunks: int) -> Program:
     return program("1f1b", ranks=ranks, microbatches=microbatches)
 
 
-def run(case: Case, parallel: Parallel) -> tuple[Trace, ModelledCosts]:
+def run(case: Case) -> tuple[Trace, ModelledCosts]:
     """The case with the engine."""
-    costs = ModelledCosts(case.model, case.cluster, parallel.check(case.model, case.cluster))
+    parallel = case.parallel.check(case.model, case.cluster)
+    costs = ModelledCosts(case.model, case.cluster, parallel)
     return simulate(order(parallel.ranks, parallel.microbatches, case.chunks), costs), costs
 
 
 def step(case: Case) -> tuple[float, float]:
-    """Seconds of a step, and bytes at the peak as PyTorch's allocator counts them: without context and libraries.
-
-    A step of very many micro-batches is simulated with 4 and 6 rounds of them, and continued in a straight line: in
-    the steady state every further round of micro-batches takes as long.
-    """
-    p = case.parallel
-    layers = case.model.layers / p.ranks
-    rounds = p.microbatches // p.ranks
-    if p.microbatches * p.ranks * layers * 80 > MOST_TASKS and rounds > 6 and p.microbatches % p.ranks == 0:
-        few, more = (replace(p, global_batch=n * p.ranks * p.dp * p.microbatch_size) for n in (4, 6))
-        (first, costs), (second, _) = run(case, few), run(case, more)
-        seconds = first.makespan + (rounds - 4) / 2 * (second.makespan - first.makespan)
-        return seconds, allocated(first, costs)
-    trace, costs = run(case, p)
+    """Seconds of a step, and bytes at the peak as PyTorch's allocator counts them: without context and libraries."""
+    trace, costs = run(case)
     return trace.makespan, allocated(trace, costs)
 
 
@@ -125,7 +112,7 @@ def layer(case: Case) -> float:
     """Seconds that a second layer adds to the slots of a kind."""
     kind, found = Kind[case.of], []
     for layers in (1, 2):
-        trace, _ = run(replace(case, model=replace(case.model, layers=layers)), case.parallel)
+        trace, _ = run(replace(case, model=replace(case.model, layers=layers)))
         slots = trace.program.action_slot[trace.program.kind == kind]
         found.append(float(np.sum(trace.slot_end[slots] - trace.slot_start[slots])))
     return found[1] - found[0]
@@ -155,13 +142,24 @@ def gpt(name: str, layers: int, hidden: int, heads: int, vocabulary: int, sequen
     )
 
 
-OLD = {"zero": 0, "gradient_overlap": False, "gather_overlap": False, "gradient_bytes": 2}
+OLD = Parallel(
+    ranks=1,
+    gpus=1,
+    global_batch=1,
+    sequence=2048,
+    zero=0,
+    gradient_bytes=2,
+    gradient_overlap=False,
+    gather_overlap=False,
+    sequence_parallel=False,
+    recompute=frozenset({"full"}),
+)
 """Megatron-LM of 2021 and 2022: one all-reduce of fp16 gradients at the end, every GPU with all of the optimizer."""
 
 OLD_SAID = (
     "profile a100; bf16 kernels stand for fp16 ones; attention fused, though the runs had unfused kernels and dropout",
-    "no ZeRO: fp16 gradients all-reduced after the last backward, nothing overlapped; no gradients of the tied table "
-    "between the first and the last stage",
+    "no ZeRO: fp16 gradients all-reduced after the last backward; no gradients of the tied table between the first "
+    "and the last stage; a slot's collectives and products one after another (Megatron hides some in the backward)",
 )
 
 
@@ -195,16 +193,14 @@ def vtrain(row: Row) -> Iterator[Case]:
     model = gpt(f"gpt {hidden}", sizes["# layers"], hidden, heads, vocabulary, sequence)
     cluster = load_cluster("a100")
     cluster = replace(cluster, network=replace(cluster.network, nics_per_gpu=0.5))
-    parallel = Parallel(
+    parallel = replace(
+        OLD,
         ranks=ranks,
         gpus=sizes["# GPUs"],
         tp=tp,
         global_batch=sizes["global batch"],
         microbatch_size=sizes["micro batch"],
         sequence=sequence,
-        recompute=frozenset({"full"}),
-        sequence_parallel=False,
-        **OLD,  # type: ignore[arg-type]
     )
     name = f"hidden {hidden} x {sizes['# layers']}, tp{tp} dp{parallel.dp} pp{ranks}, {parallel.microbatches} x "
     seconds = float(row["iteration time (ms)"]) * 1e-3
@@ -215,16 +211,7 @@ def sc21(row: Row) -> Iterator[Case]:
     layers, hidden, batch = int(row["layers"]), int(row["hidden"]), int(row["batch"])
     tp, ranks, gpus = int(row["tp"]), int(row["pp"]), int(row["gpus"])
     model = gpt(f"gpt {row['params_B']}B", layers, hidden, int(row["heads"]), 51200, 2048)
-    parallel = Parallel(
-        ranks=ranks,
-        gpus=gpus,
-        tp=tp,
-        global_batch=batch,
-        sequence=2048,
-        recompute=frozenset({"full"}),
-        sequence_parallel=False,
-        **OLD,  # type: ignore[arg-type]
-    )
+    parallel = replace(OLD, ranks=ranks, gpus=gpus, tp=tp, global_batch=batch)
     # the paper's equation 3: FLOPs of an iteration, recomputation included
     flops = 96 * batch * 2048 * layers * hidden**2 * (1 + 2048 / (6 * hidden) + 51200 / (16 * layers * hidden))
     seconds = flops / (gpus * float(row["TFLOPs_per_gpu"]) * 1e12)
@@ -239,7 +226,8 @@ def iterations(row: Row) -> Iterator[Case]:
     sizes = {key: int(row[key]) for key in ("layers", "hidden", "heads", "tp", "pp", "gpus", "batch", "microbatch")}
     model = gpt(f"gpt {row['model']}", sizes["layers"], sizes["hidden"], sizes["heads"], int(row["vocab"]), 2048)
     for how, column in (("full", "iter_full_recompute_s"), ("selective", "iter_seq_sel_s")):
-        parallel = Parallel(
+        parallel = replace(
+            OLD,
             ranks=sizes["pp"],
             gpus=sizes["gpus"],
             tp=sizes["tp"],
@@ -248,7 +236,6 @@ def iterations(row: Row) -> Iterator[Case]:
             sequence=int(row["seq"]),
             recompute=frozenset({how}),
             sequence_parallel=how == "selective",
-            **OLD,  # type: ignore[arg-type]
         )
         chunks, cluster = int(row["interleave"]), load_cluster("a100")
         yield Case(f"{model.name}, {how}", how, model, cluster, parallel, float(row[column]), chunks=chunks)
@@ -258,16 +245,15 @@ def layers(row: Row) -> Iterator[Case]:
     """Table 4: forward and backward of a layer of the 22B model."""
     what = row["experiment_22B_layer"]
     recompute = "selective" if "selective" in what else "full" if "with recompute" in what else ""
-    parallel = Parallel(
+    parallel = replace(
+        OLD,
         ranks=1,
         gpus=8,
         tp=8,
         global_batch=4,
         microbatch_size=4,
-        sequence=2048,
         recompute=frozenset(filter(None, [recompute])),
         sequence_parallel="sequence" in what,
-        **OLD,  # type: ignore[arg-type]
     )
     for kind, column in (("F", "fwd_ms"), ("B", "bwd_ms")):
         model, seconds = load_model("megatron-22b"), float(row[column]) * 1e-3
@@ -328,7 +314,7 @@ FAMILIES = (
 
 
 def errors(family: Family, folder: Path, every: int = 1) -> tuple[list[Error], Counter[str]]:
-    """Of each `every`-th row, and how many rows cannot be expressed, by reason."""
+    """Of each `every`-th row, and how many rows cannot be expressed, by reason (numbers as #)."""
     found, refused = [], Counter[str]()
     rows = list(csv.DictReader((folder / family.file).read_text(encoding="utf-8").splitlines()))
     for row in rows[::every]:
@@ -348,7 +334,7 @@ def line(label: str, found: Sequence[Error], memory: bool = False) -> str:
     worst, where = max(known, key=lambda pair: abs(pair[0]))
     values = [value for value, _ in known]
     absolute = mean(map(abs, values))
-    return f"  {label:<22}{len(known):5}{mean(values):+9.1%}{absolute:8.1%}{worst:+9.1%}  {where}"
+    return f"  {label:<22}{len(known):5}{mean(values):+9.1%}{absolute:9.1%}{worst:+9.1%}  {where}"
 
 
 def show(family: Family, found: Sequence[Error], refused: Counter[str]) -> None:
@@ -357,9 +343,9 @@ def show(family: Family, found: Sequence[Error], refused: Counter[str]) -> None:
         print(f"  assumed: {sentence}")
     for reason, count in refused.items():
         print(f"  not expressed, {count} rows: {reason}")
-    print(f"  {'':<22}cases     mean  |mean|    worst")
+    print(f"  {'':<22}cases     mean mean abs    worst")
     groups = sorted({e.case.group for e in found})
-    parts = [("step time", found), *((g, [e for e in found if e.case.group == g]) for g in groups if len(groups) > 1)]
+    parts = [("time", found), *((g, [e for e in found if e.case.group == g]) for g in groups if len(groups) > 1)]
     print("\n".join(filter(None, [*(line(*part) for part in parts), line("peak memory", found, memory=True)])))
     if not family.listed:
         return
@@ -374,6 +360,9 @@ def main() -> None:
         return
     print("Simulated over measured, less one. Nothing was fitted to these steps.")
     for family in FAMILIES:
+        if not (MEASURED / family.file).is_file():
+            print(f"\n{family.name}: {MEASURED / family.file} is not there")
+            continue
         start = time.perf_counter()
         show(family, *errors(family, MEASURED))
         print(f"  ({time.perf_counter() - start:.1f} s)")

@@ -56,7 +56,12 @@ class Figures:
             "longest_bubbles": self.longest_bubbles,
         }
         figures["formula"] = self.closed_form and self.closed_form._asdict()
-        return figures | (self.efficiency.to_dict() if self.efficiency else {})
+        if self.efficiency:
+            figures |= self.efficiency.to_dict()
+            each = zip(figures.pop("exposed_communication_per_rank_s"), figures.pop("memory_per_rank"), strict=True)
+            for rank, (exposed, memory) in zip(figures["per_rank"], each, strict=True):
+                rank |= {"exposed_communication_s": exposed, "memory": memory}
+        return figures
 
 
 def given(schedule: str, ranks: int | None, microbatches: int | None, chunks: int | None, costs: str) -> Case:
@@ -82,7 +87,8 @@ def modelled(scenario: Scenario) -> Case:
     program = schedules.program(spec.name, parallel.ranks, parallel.microbatches, spec.chunks, **spec.options)
     speeds = tuple(scenario.stragglers.get(rank, 1.0) for rank in range(parallel.ranks))
     lengths = tuple(tokens / parallel.sequence for tokens in scenario.lengths)
-    return Case(spec.name, program, ModelledCosts(loaded.model, loaded.cluster, parallel, speeds, lengths))
+    imbalance = scenario.layer_imbalance
+    return Case(spec.name, program, ModelledCosts(loaded.model, loaded.cluster, parallel, speeds, lengths, imbalance))
 
 
 def simulated(case: Case, engine: Engine = "auto") -> tuple[Trace, Figures]:

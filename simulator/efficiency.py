@@ -101,6 +101,8 @@ def _peak(trace: Trace, costs: ModelledCosts, rank: int) -> RankMemory:
     kept = trace.activation_bytes.during[slots]
     brought = costs.transient_bytes(program)[slots]
     peak = int(np.argmax(kept + brought))
-    by_kind = dict(costs.static_bytes(program, rank)) | {"activations": float(kept[peak])}
+    pending = float(trace.weight_gradient_bytes.during[slots][peak])
+    by_kind = dict(costs.static_bytes(program, rank)) | {"activations": float(kept[peak]) - pending}
+    by_kind["weight_gradient_inputs"] = pending
     by_kind |= costs.transient_kinds(program, slots.start + peak)
     return RankMemory(rank, memory.total(by_kind), by_kind)

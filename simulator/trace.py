@@ -160,6 +160,19 @@ class Trace:
         """Live activations in bytes, as the costs state them."""
         return self.levels(self.loads.activation[self.row], self._release)
 
+    @cached_property
+    def weight_gradient_bytes(self) -> Levels:
+        """The part of the live activations, in bytes, of micro-batches whose I is done and whose W is not."""
+        program, kept = self.program, self.loads.activation[self.row]
+        first = program.slot_start[:-1]
+        left = kept[program.forward_of] * (1 - self._release)
+        made = np.add.reduceat(np.where(program.kind == Kind.I, left, 0.0), first)
+        used = np.add.reduceat(np.where(program.kind == Kind.W, left, 0.0), first)
+        total = np.cumsum(made - used)
+        base = np.concatenate([[0.0], total])[program.rank_start[:-1]]
+        after = total - np.repeat(base, np.diff(program.rank_start))
+        return Levels(after + used - made, after)
+
     @property
     def _release(self) -> float:
         return float(self.loads.release[self.row])

@@ -251,7 +251,8 @@ def test_a_modelled_step_from_flags_and_from_a_file() -> None:
     assert found["step_time_s"] == found["makespan"]
     assert 0.1 < found["mfu"] < 0.8
     assert found["memory"]["peak_bytes"] == pytest.approx(sum(found["memory"]["by_kind"].values()))
-    assert len(found["memory_per_rank"]) == 4
+    assert all(rank["memory"]["peak_bytes"] > 0 for rank in found["per_rank"])
+    assert all(rank["exposed_communication_s"] >= 0 for rank in found["per_rank"])
     scenario = str(EXAMPLES / "deepseek_v3.yaml")
     small = answer("run", scenario, "--global-batch", "4096", "--schedule", "1f1b", "--json")
     assert small["microbatches"] == 32

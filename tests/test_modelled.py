@@ -137,6 +137,30 @@ def test_a_straggler_slows_its_own_pipeline() -> None:
     assert run(costs=slow).makespan > 1.05 * run().makespan
 
 
+def test_an_unbalanced_layer_slows_its_own_stage() -> None:
+    given = costs()
+    layers = given.model.layers - given.model.dense_layers
+    loads = (*[1.0] * (layers - 1), 2.0)
+    skewed = ModelledCosts(given.model, given.cluster, given.parallel, imbalance=loads)
+    plain, slower = (summarize(run(costs=c)).per_rank for c in (given, skewed))
+    assert slower[3].busy > 1.01 * plain[3].busy
+    assert slower[0].busy == pytest.approx(plain[0].busy)
+
+
+def test_interference_slows_only_what_runs_beside_communication() -> None:
+    busy = load_cluster("h800")
+    busy = replace(busy, gpu=replace(busy.gpu, interference=1.3))
+    assert run("dualpipe", cluster=busy).makespan > 1.02 * run("dualpipe").makespan
+    assert run("1f1b", cluster=busy).makespan == pytest.approx(run("1f1b").makespan)
+
+
+def test_zero_bubbles_pending_weight_gradients_are_a_kind_of_memory() -> None:
+    given = costs()
+    found = efficiency(run("zb-h1", costs=given), given)
+    assert found.memory_per_rank[3].by_kind["weight_gradient_inputs"] > 0
+    assert efficiency(run("1f1b", costs=given), given).memory.by_kind["weight_gradient_inputs"] == 0
+
+
 def test_long_microbatches_take_longer() -> None:
     given = costs()
     lengths = (2.0, *[1.0] * (given.parallel.microbatches - 1))

@@ -106,7 +106,8 @@ class MemoryCurve:
 @dataclass(frozen=True)
 class Gpu:
     """One GPU; `peak` is dense, by number format. The curves leave out `launch_latency` (from the launch call to the
-    start on an idle stream) and `kernel_gap` (between two kernels of a stream)."""
+    start on an idle stream) and `kernel_gap` (between two kernels of a stream). `interference`: how many times as long
+    a computation takes beside communication, beyond what the SMs held by it explain."""
 
     sms: Count
     memory: Size
@@ -120,6 +121,7 @@ class Gpu:
     attention_forward: Mapping[str, AttentionCurve]
     attention_backward: Mapping[str, AttentionCurve]
     memory_bound: MemoryCurve
+    interference: Factor = 1.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ data-parallel reduction alike.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,8 +54,9 @@ class Piece(NamedTuple):
 class ModelledCosts:
     """The costs of a step of `model` on `cluster`, laid out as `parallel`; implements plan.StepCosts.
 
-    speeds: how much slower than its profile each rank computes (1 where left out). lengths: work of each micro-batch
-    over the average one (1 where left out).
+    speeds: how many times as long as its profile says each rank computes. lengths: work of each micro-batch over the
+    average one. imbalance: tokens of the fullest expert-parallel GPU over the mean, of each layer with experts, instead
+    of the layout's one figure for all. Each may be empty; speeds and lengths that are left out are 1.
     """
 
     model: Model
@@ -63,6 +64,7 @@ class ModelledCosts:
     parallel: Parallel
     speeds: tuple[float, ...] = ()
     lengths: tuple[float, ...] = ()
+    imbalance: tuple[float, ...] = ()
     _slots: dict[SlotKey, Laid] = field(default_factory=dict, repr=False)
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -205,7 +207,7 @@ class ModelledCosts:
         return keys, np.asarray(template_of, np.int64)
 
     def _shape(self, stage: Stage) -> tuple[Any, ...]:
-        layers = tuple(self.model.layer(index).kind for index in stage.layers)
+        layers = tuple((self.model.layer(index).kind, self._imbalance(index)) for index in stage.layers)
         return layers, stage.embedding, stage.head, stage.mtp
 
     def _lay_out(self, key: SlotKey, every: tuple[Stage, ...]) -> Laid:
@@ -221,14 +223,22 @@ class ModelledCosts:
         """A stage's passes, in the order of its forward: embedding, layers, MTP modules, head."""
         model, cluster, parallel = self.model, self.cluster, self.parallel
         found = [operators.embedding_passes(model, cluster, parallel)] if stage.embedding else []
-        found += [self._layer_passes[model.layer(index).kind] for index in stage.layers]
+        found += [self._layer_passes(index) for index in stage.layers]
         found += [operators.mtp_passes(model, cluster, parallel)] if stage.mtp else []
         return found + ([operators.head_passes(model, cluster, parallel)] if stage.head else [])
 
-    @cached_property
-    def _layer_passes(self) -> dict[str, Passes]:
-        layers = {layer.kind: layer for layer in map(self.model.layer, range(self.model.layers))}
-        return {k: operators.passes(self.model, self.cluster, self.parallel, layer) for k, layer in layers.items()}
+    def _layer_passes(self, index: int) -> Passes:
+        """A layer's passes, found once for layers of a kind and load."""
+        layer, load = self.model.layer(index), self._imbalance(index)
+        if ("layer", layer.kind, load) not in self._known:
+            parallel = replace(self.parallel, expert_imbalance=load)
+            self._known["layer", layer.kind, load] = operators.passes(self.model, self.cluster, parallel, layer)
+        return self._known["layer", layer.kind, load]  # type: ignore[no-any-return]
+
+    def _imbalance(self, index: int) -> float:
+        """The expert load of layer `index`, maximum over mean."""
+        experts = index - self.model.dense_layers
+        return self.imbalance[experts] if 0 <= experts < len(self.imbalance) else self.parallel.expert_imbalance
 
     # Operations.
 
@@ -244,7 +254,8 @@ class ModelledCosts:
     @cached_property
     def _streams(self) -> tuple[str, ...]:
         """The streams that steps of any layer occupy."""
-        steps = [step for p in self._layer_passes.values() for part in p for step in part]
+        layers = {self.model.layer(index).kind: index for index in range(self.model.layers)}.values()
+        steps = [step for index in layers for part in self._layer_passes(index) for step in part]
         return tuple(dict.fromkeys(["compute", *(name for step in steps for name in step.streams)]))
 
     def _pieces(self, key: SlotKey) -> list[Piece]:
@@ -256,7 +267,8 @@ class ModelledCosts:
             exchange = Exchange(step.latency, step.network_bytes, step.nvlink_bytes, step.rate_limit)
             return self._transfer(exchange, step.sms)
         held = self.parallel.communication_sms / self.cluster.gpu.sms
-        slowed = (1 - step.seconds / step.beside) / held if held and step.beside > step.seconds else 0.0
+        beside = step.beside * self.cluster.gpu.interference
+        slowed = (1 - step.seconds / beside) / held if held and beside > step.seconds else 0.0
         return Piece(step.latency, step.seconds, 0.0, slowed, ())
 
     def _transfer(self, exchange: Exchange, sms: int) -> Piece:

@@ -1,4 +1,4 @@
-"""One palette for every view: Paul Tol's "light" scheme, made for filled cells with dark text.
+"""One palette for every view. Blocks: Paul Tol's "light" scheme, made for filled cells with dark text.
 
 https://personal.sron.nl/~pault/ - distinct under the common kinds of colour blindness.
 """
@@ -34,6 +34,18 @@ CAUSES = {
     "barrier": "#B5B5B5",
 }
 """Fill of a bubble by its main cause."""
+
+FAMILIES = {
+    "attention": ("#99DDFF", "#5B9BD5"),
+    "MLP": ("#EEDD99", "#C2A83E"),
+    "dispatch": ("#F4B6C2", "#D9738A"),
+    "combine": ("#D8C3E6", "#A987C9"),
+    "other": ("#E2E2E2", "#B4B4B4"),
+}
+"""Fills of a slot's operations by what they are part of: of a forward, and of a backward."""
+
+PASSES = {"F": "forward", "I": "backward for input", "W": "backward for weights"}
+"""What a legend calls the passes of an operation; those for weights are hatched."""
 
 INK = "#1B1B1B"
 """Text, and the border that encloses an overlapped F&B."""

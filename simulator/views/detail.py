@@ -1,0 +1,206 @@
+"""One slot of a modelled step, as columns: its operations on a lane for each stream, and the legs they make up.
+
+A leg is a run of operations of one family and pass: the blocks of DeepSeek-V3's Figure 4, such as attention F.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from simpipe.simulator.graph import INTERVAL, STREAMS
+from simpipe.simulator.kernels import Ints
+from simpipe.simulator.plan import END
+from simpipe.simulator.program import KINDS
+from simpipe.simulator.trace import Trace
+from simpipe.simulator.views import lanes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ORDER = ("compute", "expert-parallel", "tensor-parallel", "weight-gradient")
+"""Lanes from the top; other streams follow."""
+
+FAMILIES = {
+    "attention": "attention",
+    "mlp": "MLP",
+    "shared": "MLP",
+    "experts": "MLP",
+    "dispatch": "dispatch",
+    "combine": "combine",
+}
+"""What an operation is, by the first word of its name; the rest is `other`."""
+
+OTHER = "other"
+
+ATTENTION_NORMS = ("norms.attention", "norms.q", "norms.k", "norms.kv")
+
+WEIGHTLESS = ("norms.", "recompute."), (".activation", ".core", ".rotary", "permute", "loss")
+"""Beginnings and endings of the names of operations that run once a layer in a backward: they have no weights."""
+
+WEIGHTS = "weight-gradient"
+
+HEAD = 0.45
+"""Share of a lane's height that names a leg, above its operations."""
+
+
+class Choice(NamedTuple):
+    """A slot to show: the median one of `count` of its kind (F&B, or that of its action) on its rank."""
+
+    slot: int
+    kind: str
+    rank: int
+    count: int
+
+
+def modelled(trace: Trace) -> bool:
+    """Whether slots consist of operations."""
+    graph = trace.graph
+    return bool((graph.operation[graph.slot >= 0] > 0).any())
+
+
+def choose(trace: Trace) -> Choice | None:
+    """The median F&B slot of the middle rank, or of its longest kind of slot; None where slots have no operations."""
+    if not modelled(trace):
+        return None
+    program = trace.program
+    rank = program.ranks // 2
+    slots = np.arange(*program.rank_start[rank : rank + 2])
+    seconds = (trace.slot_end - trace.slot_start)[slots]
+    kinds = np.array([_kind(trace, slot) for slot in slots.tolist()])
+    medians = {kind: float(np.median(seconds[kinds == kind])) for kind in dict.fromkeys(kinds.tolist())}
+    kind = "F&B" if "F&B" in medians else max(medians, key=medians.__getitem__)
+    here = np.flatnonzero(kinds == kind)
+    middle = here[np.argsort(seconds[here], kind="stable")[len(here) // 2]]
+    return Choice(int(slots[middle]), kind, rank, len(here))
+
+
+def _kind(trace: Trace, slot: int) -> str:
+    actions = _actions(trace, slot)
+    return "F&B" if len(actions) == 2 else KINDS[trace.program.kind[actions[0]]].name
+
+
+def _actions(trace: Trace, slot: int) -> range:
+    return range(*trace.program.slot_start[slot : slot + 2].tolist())
+
+
+def name(trace: Trace, slot: int) -> str:
+    """A slot's actions: `7F94 & 8B26`."""
+    return " & ".join(map(trace.program.action_text, _actions(trace, slot)))
+
+
+def operations(trace: Trace, slot: int) -> pd.DataFrame:
+    """A row per operation of a slot and stream that it occupies, lane by lane, in the order it ran.
+
+    Columns: task, operation, action (`7F94`), family, pass (F, I or W; where a backward is one action, told apart by
+    name), stream, lane, start and end in seconds since the slot's start, leg, y and height: below the leg's name,
+    or the whole lane where the leg is one operation.
+    """
+    import pandas as pd
+
+    graph, program = trace.graph, trace.program
+    tasks = graph.slot_tasks.items[slice(*graph.slot_tasks.start[slot : slot + 2])]
+    tasks = tasks[[graph.operations[code] != END for code in graph.operation[tasks]]]
+    occupied = [graph.streams.items[slice(*graph.streams.start[task : task + 2])] for task in tasks]
+    each = np.repeat(tasks, [len(streams) for streams in occupied])
+    stream = [STREAMS[code] for code in graph.stream_name[np.concatenate(occupied)]]
+    words = [graph.operations[code] for code in graph.operation[each]]
+    frame = pd.DataFrame(
+        {
+            "task": each,
+            "operation": words,
+            "action": [program.action_text(action) for action in graph.action[each].tolist()],
+            "family": [family(word) for word in words],
+            "kind": [KINDS[kind].name for kind in program.kind[graph.action[each]]],
+            "stream": stream,
+            "lane": _lanes(stream),
+            "start": trace.start[each] - trace.slot_start[slot],
+            "end": trace.end[each] - trace.slot_start[slot],
+        }
+    )
+    frame["pass"] = _passes(frame)
+    frame = frame.sort_values(["lane", "start", "task"], ignore_index=True)
+    frame["leg"] = _numbered_legs(frame)
+    alone = frame.groupby("leg")["leg"].transform("size") == 1
+    frame["y"] = frame["lane"] + np.where(alone, 0.0, HEAD * lanes.LANE / 2)
+    frame["height"] = np.where(alone, lanes.LANE, (1 - HEAD) * lanes.LANE)
+    frame["text"] = np.where(alone, frame["family"] + " " + frame["pass"], frame["operation"])
+    return frame.drop(columns="kind")
+
+
+def idle(drawn: pd.DataFrame) -> float:
+    """Seconds of a slot in which its compute stream does nothing: communication that computation does not hide."""
+    compute = drawn[drawn["stream"] == "compute"]
+    return max(0.0, float(drawn["end"].max() - (compute["end"] - compute["start"]).sum()))
+
+
+def sentence(trace: Trace, choice: Choice, drawn: pd.DataFrame) -> str:
+    """Which slot is shown, how long it lasts, and how much of it nothing is computed."""
+    start, seconds = float(trace.slot_start[choice.slot]), float(drawn["end"].max())
+    which = f"the median of {choice.count} {choice.kind} slots" if choice.count > 1 else f"the one {choice.kind} slot"
+    exposed = idle(drawn)
+    share = exposed / seconds if seconds else 0.0
+    return (
+        f"{name(trace, choice.slot)}, {which} of rank {choice.rank}, starts at {lanes.number(start)} s and lasts "
+        f"{1e3 * seconds:.4g} ms. Its compute stream is idle for {1e3 * exposed:.4g} ms of it ({share:.1%}): "
+        "communication that computation does not hide."
+    )
+
+
+def legs(drawn: pd.DataFrame) -> pd.DataFrame:
+    """The legs of several operations: family, pass, start, end, text, and where each lies above its operations."""
+    found = drawn.groupby("leg").agg(
+        **{column: (column, "first") for column in ("stream", "lane", "family", "pass", "start")},
+        end=("end", "last"),
+        size=("leg", "size"),
+    )
+    found = found[found["size"] > 1].reset_index(drop=True)
+    found["y"] = found["lane"] - (1 - HEAD) * lanes.LANE / 2
+    found["height"] = HEAD * lanes.LANE
+    found["text"] = found["family"] + " " + found["pass"]
+    return found
+
+
+def family(operation: str) -> str:
+    """What an operation is part of."""
+    plain = operation.removeprefix("recompute.")
+    return "attention" if plain in ATTENTION_NORMS else FAMILIES.get(plain.split(".")[0], OTHER)
+
+
+def _passes(frame: pd.DataFrame) -> list[str]:
+    """F, I or W of each operation, rows in task order.
+
+    A trace does not say which operations of a B are for weights. On the compute stream an operation that has weights
+    runs twice a layer, first for its input, then for them; an embedding runs for them only.
+    """
+    apart = set(frame["task"][frame["stream"] == WEIGHTS])
+    runs: Counter[str] = Counter()
+    found = []
+    for task, kind, operation, stream in frame[["task", "kind", "operation", "stream"]].itertuples(index=False):
+        if kind != "B":
+            found.append(kind)
+        elif task in apart or operation.startswith("embedding."):
+            found.append("W")
+        elif stream == "compute" and not operation.startswith(WEIGHTLESS[0]) and not operation.endswith(WEIGHTLESS[1]):
+            found.append("IW"[runs[operation] % 2])
+            runs[operation] += 1
+        else:
+            found.append("I")
+    return found
+
+
+def _lanes(streams: list[str]) -> Ints:
+    """The lane of each stream, without gaps."""
+    order = dict.fromkeys((*ORDER, *STREAMS))
+    used = [stream for stream in order if stream in streams]
+    return np.array([used.index(stream) for stream in streams], np.int64)
+
+
+def _numbered_legs(frame: pd.DataFrame) -> Ints:
+    """The number of each operation's leg: one ends where lane, family or pass change, or the stream idles."""
+    follows = (frame["start"] - frame["end"].shift()).abs() <= INTERVAL * frame["end"].max()
+    for column in ("lane", "family", "pass"):
+        follows &= frame[column] == frame[column].shift()
+    return np.cumsum(~follows.to_numpy())
