@@ -320,9 +320,10 @@ class ModelledCosts:
 
     def _optimizer_seconds(self, program: Program, rank: int) -> float:
         """A memory-bound kernel reads and writes its shard of gradients, master weights and moments."""
-        parts = self.static_bytes(program, rank)
-        shards = parts["optimizer"] + parts["gradients"] / (1 if self.parallel.zero >= 2 else self.parallel.dp)
-        return self.cluster.memory_seconds(2 * shards)
+        p = self.parallel
+        state = p.master_bytes + 2 * p.moment_bytes  # bytes of a parameter's, in the shard that this GPU updates
+        shard = self.static_bytes(program, rank)["optimizer"] / state
+        return self.cluster.memory_seconds(2 * shard * (state + p.gradient_bytes))
 
     def _syncs(self, program: Program) -> list[tuple[Sync, Exchange]]:
         """What each rank does for its stages' gradients and parameters, in the order of its data-parallel stream."""

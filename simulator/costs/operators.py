@@ -398,11 +398,22 @@ def _activation_input(share: _Share, activation: Activation, phase: str) -> Iter
 
 
 def _lookup_forward(share: _Share, lookup: Lookup, phase: str) -> Iterator[Step]:
+    """The table of tokens is split by rows, so partial results are added up."""
     yield share.step(lookup.name, phase, share.moved(4.0 * share.own * lookup.width))
+    kind = "scatter" if share.parallel.sequence_parallel else "reduce"
+    yield from _split_table(share, lookup, phase, kind)
+
+
+def _split_table(share: _Share, lookup: Lookup, phase: str, kind: str) -> Iterator[Step]:
+    if share.parallel.tp > 1 and lookup.name == "embedding.tokens":
+        size = 2.0 * share.tokens * lookup.width
+        yield _collective(share, kind, lookup.name, phase, size, share.parallel.tp)
 
 
 def _lookup_weight(share: _Share, lookup: Lookup, phase: str) -> Iterator[Step]:
     """Rows added to in fp32."""
+    if share.parallel.sequence_parallel:
+        yield from _split_table(share, lookup, phase, "gather")
     yield share.step(lookup.name, phase, share.moved((2.0 + 8.0) * share.own * lookup.width))
 
 

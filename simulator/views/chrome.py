@@ -3,6 +3,9 @@
 Times are microseconds, rounded to the nanosecond that Perfetto keeps. An overlapped F&B is two slices: they
 do not nest, so its B has a thread of its own. A message is a flow from the slice that makes it to the one that
 takes it, and live activations are a counter of each rank.
+
+Where slots consist of operations, each stream is a thread of its operations, one that occupies several on its first;
+slots are slices on a thread of their own, an F&B as one, and flows go from slot to slot.
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from simpipe.simulator.graph import WORDS
+from simpipe.simulator.graph import STREAMS, WORDS
 from simpipe.simulator.kernels import Ints
 from simpipe.simulator.program import Kind
 from simpipe.simulator.trace import Trace
-from simpipe.simulator.views import lanes
+from simpipe.simulator.views import detail, lanes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +34,9 @@ ENDINGS = (".json", ".json.gz")
 
 COMPUTE, PAIRED = 0, 1
 """Threads of a rank: its compute stream, and the B of its overlapped slots."""
+
+SLOTS, FIRST_STREAM = 0, 1
+"""Threads of a rank whose slots consist of operations: its slots, and from there on the streams in their order."""
 
 CHUNK = 50_000
 """Events turned into text at a time."""
@@ -64,14 +70,21 @@ def _text(path: Path) -> Iterator[IO[str]]:
 
 def _names(trace: Trace) -> Iterator[str]:
     """Names and order of processes and threads."""
-    paired = bool((np.diff(trace.program.slot_start) == 2).any())
-    threads = {COMPUTE: "compute"} | ({PAIRED: "compute, B of F&B"} if paired else {})
+    threads = _threads(trace)
     for rank in range(trace.program.ranks):
         yield _meta(rank, None, "process_name", {"name": f"Rank {rank}"})
         yield _meta(rank, None, "process_sort_index", {"sort_index": rank})
         for thread, name in threads.items():
             yield _meta(rank, thread, "thread_name", {"name": name})
             yield _meta(rank, thread, "thread_sort_index", {"sort_index": thread})
+
+
+def _threads(trace: Trace) -> dict[int, str]:
+    if detail.modelled(trace):
+        streams = np.unique(trace.graph.stream_name).tolist()
+        return {SLOTS: "slots"} | {FIRST_STREAM + stream: STREAMS[stream] for stream in streams}
+    paired = bool((np.diff(trace.program.slot_start) == 2).any())
+    return {COMPUTE: "compute"} | ({PAIRED: "compute, B of F&B"} if paired else {})
 
 
 def _meta(rank: int, thread: int | None, name: str, args: dict[str, Any]) -> str:
@@ -81,10 +94,14 @@ def _meta(rank: int, thread: int | None, name: str, args: dict[str, Any]) -> str
 
 def _events(trace: Trace) -> Iterator[list[str]]:
     """Slices, flows and counters, a chunk of lines at a time."""
-    drawn = lanes.blocks(trace)
-    second = (drawn["paired"] & (drawn["kind"] == "B")).to_numpy()
-    drawn["thread"] = np.where(second, PAIRED, COMPUTE)
-    yield from _chunks(_slices(drawn))
+    if detail.modelled(trace):
+        yield from _chunks(_slots(trace))
+        yield from _chunks(_operations(trace))
+    else:
+        drawn = lanes.blocks(trace)
+        second = (drawn["paired"] & (drawn["kind"] == "B")).to_numpy()
+        drawn["thread"] = np.where(second, PAIRED, COMPUTE)
+        yield from _chunks(_slices(drawn))
     yield from _chunks(_flows(trace))
     steps, unit = lanes.memory(trace)
     columns = zip(steps.rank.tolist(), _micro(steps.time), steps.value.tolist(), strict=True)
@@ -115,6 +132,43 @@ def _slices(drawn: pd.DataFrame) -> Iterator[str]:
         )
 
 
+def _slots(trace: Trace) -> Iterator[str]:
+    """A slice a slot, an optimizer step too: what an F&B runs side by side is one."""
+    rows = trace.slots()
+    start, end = _nano(trace.slot_start), _nano(trace.slot_end)
+    first = rows.drop_duplicates("slot")
+    paired = first["paired"].to_numpy()
+    kinds = np.where(paired, "F&B", first["kind"].astype(str)).tolist()
+    named = [detail.name(trace, slot) if slot < trace.program.slots else "optimizer" for slot in first["slot"]]
+    columns = (first["rank"].tolist(), (start / 1e3).tolist(), ((end - start) / 1e3).tolist(), first["slack"].tolist())
+    for slot, (name, kind, rank, time, length, slack) in enumerate(zip(named, kinds, *columns, strict=True)):
+        yield (
+            f'{{"ph":"X","pid":{rank},"tid":{SLOTS},"ts":{time},"dur":{length},"name":"{name}","cat":"{kind}",'
+            f'"args":{{"slot":{slot},"slack_s":{slack}}}}}'
+        )
+
+
+def _operations(trace: Trace) -> Iterator[str]:
+    """A slice an operation, synchronisation or optimizer step, on its stream's thread."""
+    rows = trace.to_frame()
+    rows = rows[(rows["slot"] >= 0) | (rows["kind"] == "sync")]
+    start, end = _nano(rows["start"]), _nano(rows["end"])
+    named = rows["operation"].astype(str)
+    names = named.where(named != "", rows["kind"].astype(str)).tolist()
+    thread = FIRST_STREAM + rows["stream"].cat.codes
+    every = [trace.program.action_text(action) for action in range(len(trace.program.kind))]
+    actions = [every[action] if action >= 0 else "" for action in trace.graph.action[rows["task"]].tolist()]
+    columns = zip(
+        rows["rank"].tolist(), thread.tolist(), (start / 1e3).tolist(), ((end - start) / 1e3).tolist(), names,
+        rows["kind"].tolist(), actions, rows["slot"].tolist(), rows["slack"].round(9).tolist(), strict=True,
+    )  # fmt: skip
+    for rank, stream, time, length, name, kind, action, slot, slack in columns:
+        yield (
+            f'{{"ph":"X","pid":{rank},"tid":{stream},"ts":{time},"dur":{length},"name":"{name}","cat":"{kind}",'
+            f'"args":{{"action":"{action}","slot":{slot},"slack_s":{slack}}}}}'
+        )
+
+
 def _flows(trace: Trace) -> Iterator[str]:
     """An arrow a message: from the last nanosecond of the slice that makes it to the start of its taker's."""
     graph, program = trace.graph, trace.program
@@ -134,8 +188,10 @@ def _flows(trace: Trace) -> Iterator[str]:
 
 
 def _thread(trace: Trace, actions: Ints) -> Ints:
-    """The thread that shows each of some actions."""
+    """The thread that shows each of some actions, or its slot."""
     program = trace.program
+    if detail.modelled(trace):
+        return np.full(len(actions), SLOTS)
     paired = np.diff(program.slot_start)[program.action_slot[actions]] == 2
     return np.where(paired & (program.kind[actions] == Kind.B), PAIRED, COMPUTE)
 

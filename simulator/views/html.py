@@ -1,4 +1,4 @@
-"""Interactive timeline as one self-contained page: Plotly drawing, memory under it, figures per rank.
+"""Interactive timeline as one self-contained page: Plotly drawing, memory under it, one slot, figures per rank.
 
 Nothing in the page reaches the network: Plotly is inside, its share button is off, and the page's own policy
 forbids loading. Text that a user wrote appears only in HTML, escaped, never in the figure.
@@ -7,6 +7,7 @@ forbids loading. Text that a user wrote appears only in HTML, escaped, never in 
 from __future__ import annotations
 
 import html
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from simpipe.simulator import bubbles
 from simpipe.simulator.graph import OVERLAPPED
 from simpipe.simulator.summary import RankSummary, Summary, summarize
 from simpipe.simulator.trace import Trace
-from simpipe.simulator.views import lanes, palette
+from simpipe.simulator.views import detail, lanes, palette
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,10 +56,31 @@ def write(trace: Trace, path: Path) -> None:
         height=figure.layout.height,
         table=_table(summary),
         plotly=get_plotlyjs(),
-        figure=figure.to_json(engine="json").replace("<", "\\u003c"),
+        figure=_embedded(figure),
         config=json.dumps(CONFIG),
+        **_slot_in_detail(trace),
     )
     path.write_text(page, encoding="utf-8", newline="\n")
+
+
+def _embedded(figure: go.Figure) -> str:
+    return str(figure.to_json(engine="json")).replace("<", "\\u003c")
+
+
+def _slot_in_detail(trace: Trace) -> dict[str, str]:
+    """What the page has below the timeline, and the call that draws it; empty where slots have no operations."""
+    choice = detail.choose(trace)
+    if choice is None:
+        return {"detail": "", "plot_detail": ""}
+    drawn = detail.operations(trace, choice.slot)
+    figure = draw_slot(drawn)
+    text = html.escape(detail.sentence(trace, choice, drawn))
+    return {
+        "detail": f'<h2>One slot in detail</h2>\n<p class="slot">{text}</p>\n'
+        f'<div id="slot" style="height:{figure.layout.height}px"></div>\n',
+        "plot_detail": f"const slot = {_embedded(figure)};\n"
+        f'Plotly.newPlot("slot", slot.data, slot.layout, {json.dumps(CONFIG)});\n',
+    }
 
 
 def draw(trace: Trace) -> tuple[go.Figure, list[str]]:
@@ -266,6 +288,77 @@ def _layout(trace: Trace, unit: str) -> dict[str, Any]:
     }
 
 
+def draw_slot(drawn: pd.DataFrame) -> go.Figure:
+    """The Plotly figure of a slot's operations, as `detail.operations` has them."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    found = detail.legs(drawn)
+    for family, way in itertools.product(palette.FAMILIES, palette.PASSES):
+        part, whole = (f[(f["family"] == family) & (f["pass"] == way)] for f in (drawn, found))
+        if len(part):
+            look = {
+                "name": f"{family} {way}",
+                "legendgroup": f"{family} {way}",
+                "marker": {
+                    "color": palette.FAMILIES[family][way != "F"],
+                    "line": {"color": palette.EDGE, "width": 0.6},
+                    "pattern": {"shape": "/" if way == "W" else "", "fgcolor": HATCH, "size": 6, "solidity": 0.25},
+                },
+                "textposition": "inside",
+            }
+            told = part.assign(lasts=part["end"] - part["start"])
+            times = (told[["start", "end", "lasts"]] * 1e3).to_numpy(float)
+            names = told[["operation", "action", "stream"]].to_numpy(str)
+            figure.add_bar(
+                **_boxes(_in_milliseconds(part)) | look,
+                customdata=np.hstack([names.astype(object), times]),
+                hovertemplate=SLOT_HOVER.replace("PASS", palette.PASSES[way]),
+                text=part["text"],
+            )
+            if len(whole):
+                figure.add_bar(
+                    **_boxes(_in_milliseconds(whole)) | look, text=whole["text"], hoverinfo="skip", showlegend=False
+                )
+    figure.update_layout(_slot_layout(drawn))
+    return figure
+
+
+SLOT_HOVER = (
+    "<b>%{customdata[0]}</b> of %{customdata[1]}, PASS<br>on the %{customdata[2]} stream<br>"
+    "%{customdata[3]:.6~g} ms to %{customdata[4]:.6~g} ms, lasts %{customdata[5]:.4~g} ms<extra></extra>"
+)
+
+HATCH = "rgba(255,255,255,0.75)"
+
+
+def _in_milliseconds(part: pd.DataFrame) -> pd.DataFrame:
+    return part.assign(start=part["start"] * 1e3, end=part["end"] * 1e3)
+
+
+def _slot_layout(drawn: pd.DataFrame) -> dict[str, Any]:
+    names = drawn.groupby("lane")["stream"].first().to_dict()
+    axis = {"zeroline": False, "showline": False, "gridcolor": "#EEEEEE"}
+    return {
+        "template": "none",
+        "height": 110 + 78 * len(names),
+        "margin": {"l": 120, "r": 20, "t": 64, "b": 46},
+        "barmode": "overlay",
+        "bargap": 0,
+        "dragmode": "pan",
+        "hovermode": "closest",
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": palette.INK},
+        "uniformtext": {"mode": "hide", "minsize": 8},
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
+        "xaxis": axis
+        | {"range": [0, 1e3 * float(drawn["end"].max()) or 1.0]}
+        | {"title": {"text": "time since the slot started (ms)", "standoff": 6}},
+        "yaxis": axis
+        | {"range": [len(names) - 0.5, -0.5], "fixedrange": True, "showgrid": False}
+        | {"tickvals": list(names), "ticktext": list(names.values())},
+    }
+
+
 def _headline(summary: Summary) -> str:
     figures = {
         "makespan": f"{lanes.number(summary.makespan)} s",
@@ -319,6 +412,8 @@ PAGE = """<!DOCTYPE html>
 <style>
 body {{ font: 14px/1.45 system-ui, sans-serif; color: #1b1b1b; margin: 18px 24px; }}
 h1 {{ font-size: 18px; margin: 0 0 4px; overflow-wrap: anywhere; }}
+h2 {{ font-size: 15px; margin: 18px 0 0; }}
+.slot {{ margin: 2px 0 0; color: #555; }}
 .figures span {{ margin-right: 1.6em; color: #555; white-space: nowrap; }}
 .figures b {{ color: #1b1b1b; }}
 .note {{ color: #7a4b00; margin: 4px 0 0; }}
@@ -332,12 +427,12 @@ th {{ font-weight: 600; color: #555; }}
 <div class="figures">{headline}</div>
 {notes}
 <div id="timeline" style="height:{height}px"></div>
-{table}
+{detail}{table}
 <script>{plotly}</script>
 <script>
 const figure = {figure};
 Plotly.newPlot("timeline", figure.data, figure.layout, {config});
-</script>
+{plot_detail}</script>
 </body>
 </html>
 """
