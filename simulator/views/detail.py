@@ -6,7 +6,7 @@ A leg is a run of operations of one family and pass: the blocks of DeepSeek-V3's
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -46,35 +46,32 @@ HEAD = 0.45
 """Share of a lane's height that names a leg, above its operations."""
 
 
-class Choice(NamedTuple):
-    """A slot to show: the median one of `count` of its kind (F&B, or that of its action) on its rank."""
-
-    slot: int
-    kind: str
-    rank: int
-    count: int
-
-
 def modelled(trace: Trace) -> bool:
     """Whether slots consist of operations."""
     graph = trace.graph
     return bool((graph.operation[graph.slot >= 0] > 0).any())
 
 
-def choose(trace: Trace) -> Choice | None:
+def choose(trace: Trace) -> int | None:
     """The median F&B slot of the middle rank, or of its longest kind of slot; None where slots have no operations."""
     if not modelled(trace):
         return None
-    program = trace.program
-    rank = program.ranks // 2
-    slots = np.arange(*program.rank_start[rank : rank + 2])
-    seconds = (trace.slot_end - trace.slot_start)[slots]
-    kinds = np.array([_kind(trace, slot) for slot in slots.tolist()])
-    medians = {kind: float(np.median(seconds[kinds == kind])) for kind in dict.fromkeys(kinds.tolist())}
-    kind = "F&B" if "F&B" in medians else max(medians, key=medians.__getitem__)
-    here = np.flatnonzero(kinds == kind)
-    middle = here[np.argsort(seconds[here], kind="stable")[len(here) // 2]]
-    return Choice(int(slots[middle]), kind, rank, len(here))
+    by_kind = _by_kind(trace, trace.program.ranks // 2)
+    lasts = trace.slot_end - trace.slot_start
+    return _median(trace, by_kind.get("F&B") or max(by_kind.values(), key=lambda slots: lasts[_median(trace, slots)]))
+
+
+def _by_kind(trace: Trace, rank: int) -> dict[str, list[int]]:
+    """The slots of a rank by what they run: F&B, or one action of a kind."""
+    found: dict[str, list[int]] = {}
+    for slot in range(*trace.program.rank_start[rank : rank + 2].tolist()):
+        found.setdefault(_kind(trace, slot), []).append(slot)
+    return found
+
+
+def _median(trace: Trace, slots: list[int]) -> int:
+    lasts = trace.slot_end - trace.slot_start
+    return sorted(slots, key=lambda slot: float(lasts[slot]))[len(slots) // 2]
 
 
 def _kind(trace: Trace, slot: int) -> str:
@@ -126,26 +123,30 @@ def operations(trace: Trace, slot: int) -> pd.DataFrame:
     alone = frame.groupby("leg")["leg"].transform("size") == 1
     frame["y"] = frame["lane"] + np.where(alone, 0.0, HEAD * lanes.LANE / 2)
     frame["height"] = np.where(alone, lanes.LANE, (1 - HEAD) * lanes.LANE)
-    frame["text"] = np.where(alone, frame["family"] + " " + frame["pass"], frame["operation"])
+    frame["text"] = np.where(alone, _leg_names(frame), frame["operation"])
     return frame.drop(columns="kind")
 
 
-def idle(drawn: pd.DataFrame) -> float:
+def idle(trace: Trace, slot: int) -> float:
     """Seconds of a slot in which its compute stream does nothing: communication that computation does not hide."""
+    drawn = operations(trace, slot)
     compute = drawn[drawn["stream"] == "compute"]
-    return max(0.0, float(drawn["end"].max() - (compute["end"] - compute["start"]).sum()))
+    lasts = float(trace.slot_end[slot] - trace.slot_start[slot])
+    return max(0.0, lasts - float((compute["end"] - compute["start"]).sum()))
 
 
-def sentence(trace: Trace, choice: Choice, drawn: pd.DataFrame) -> str:
-    """Which slot is shown, how long it lasts, and how much of it nothing is computed."""
-    start, seconds = float(trace.slot_start[choice.slot]), float(drawn["end"].max())
-    which = f"the median of {choice.count} {choice.kind} slots" if choice.count > 1 else f"the one {choice.kind} slot"
-    exposed = idle(drawn)
-    share = exposed / seconds if seconds else 0.0
+def sentence(trace: Trace, slot: int) -> str:
+    """Which slot this is, among those of its kind on its rank, how long it lasts, how much of it nothing is computed."""
+    rank = int(trace.program.slot_rank[slot])
+    kind = _kind(trace, slot)
+    alike = _by_kind(trace, rank)[kind]
+    which = "the median" if slot == _median(trace, alike) else "one"
+    lasts = float(trace.slot_end[slot] - trace.slot_start[slot])
+    exposed = idle(trace, slot)
     return (
-        f"{name(trace, choice.slot)}, {which} of rank {choice.rank}, starts at {lanes.number(start)} s and lasts "
-        f"{1e3 * seconds:.4g} ms. Its compute stream is idle for {1e3 * exposed:.4g} ms of it ({share:.1%}): "
-        "communication that computation does not hide."
+        f"{name(trace, slot)}, {which} of the {len(alike)} {kind} slots of rank {rank}, starts at {lanes.number(float(trace.slot_start[slot]))} s and lasts "
+        f"{1e3 * lasts:.4g} ms. Its compute stream is idle for {1e3 * exposed:.4g} ms of it "
+        f"({exposed / lasts if lasts else 0.0:.1%}): communication that computation does not hide."
     )
 
 
@@ -159,8 +160,13 @@ def legs(drawn: pd.DataFrame) -> pd.DataFrame:
     found = found[found["size"] > 1].reset_index(drop=True)
     found["y"] = found["lane"] - (1 - HEAD) * lanes.LANE / 2
     found["height"] = HEAD * lanes.LANE
-    found["text"] = found["family"] + " " + found["pass"]
+    found["text"] = _leg_names(found)
     return found
+
+
+def _leg_names(frame: pd.DataFrame) -> pd.Series[str]:
+    """Short enough to stand in a leg: `attn F`, `MLP I`."""
+    return frame["family"].str.replace("attention", "attn") + " " + frame["pass"]
 
 
 def family(operation: str) -> str:

@@ -69,12 +69,11 @@ def _embedded(figure: go.Figure) -> str:
 
 def _slot_in_detail(trace: Trace) -> dict[str, str]:
     """What the page has below the timeline, and the call that draws it; empty where slots have no operations."""
-    choice = detail.choose(trace)
-    if choice is None:
+    slot = detail.choose(trace)
+    if slot is None:
         return {"detail": "", "plot_detail": ""}
-    drawn = detail.operations(trace, choice.slot)
-    figure = draw_slot(drawn)
-    text = html.escape(detail.sentence(trace, choice, drawn))
+    figure = draw_slot(trace, slot)
+    text = html.escape(detail.sentence(trace, slot))
     return {
         "detail": f'<h2>One slot in detail</h2>\n<p class="slot">{text}</p>\n'
         f'<div id="slot" style="height:{figure.layout.height}px"></div>\n',
@@ -288,22 +287,24 @@ def _layout(trace: Trace, unit: str) -> dict[str, Any]:
     }
 
 
-def draw_slot(drawn: pd.DataFrame) -> go.Figure:
-    """The Plotly figure of a slot's operations, as `detail.operations` has them."""
+def draw_slot(trace: Trace, slot: int) -> go.Figure:
+    """The Plotly figure of the operations of a slot, a lane a stream."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
+    drawn = detail.operations(trace, slot)
     found = detail.legs(drawn)
     for family, way in itertools.product(palette.FAMILIES, palette.PASSES):
         part, whole = (f[(f["family"] == family) & (f["pass"] == way)] for f in (drawn, found))
         if len(part):
+            colour = palette.FAMILIES[family][way != "F"]
             look = {
                 "name": f"{family} {way}",
                 "legendgroup": f"{family} {way}",
                 "marker": {
-                    "color": palette.FAMILIES[family][way != "F"],
-                    "line": {"color": palette.EDGE, "width": 0.6},
-                    "pattern": {"shape": "/" if way == "W" else "", "fgcolor": HATCH, "size": 6, "solidity": 0.25},
+                    "color": colour,
+                    "line": {"color": palette.EDGE, "width": 0.4},
+                    "pattern": {"shape": "/" if way == "W" else "", "fgcolor": HATCH, "bgcolor": colour, "size": 6},
                 },
                 "textposition": "inside",
             }
@@ -329,7 +330,7 @@ SLOT_HOVER = (
     "%{customdata[3]:.6~g} ms to %{customdata[4]:.6~g} ms, lasts %{customdata[5]:.4~g} ms<extra></extra>"
 )
 
-HATCH = "rgba(255,255,255,0.75)"
+HATCH = "rgba(255,255,255,0.7)"
 
 
 def _in_milliseconds(part: pd.DataFrame) -> pd.DataFrame:

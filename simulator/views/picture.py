@@ -1,12 +1,14 @@
 """Still picture in the look of the papers' figures (DeepSeek-V3 Figure 5, Zero Bubble): lanes of numbered blocks.
 
-Bubbles are left white. An overlapped F&B is one bordered block, its forward above and its backward below.
+Bubbles are left white. An overlapped F&B is one bordered block, its forward above and its backward below. Where slots
+consist of operations, one slot is drawn below the lanes, in the manner of the report's Figure 4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from simpipe.simulator.files import atomic
 from simpipe.simulator.kernels import Floats
 from simpipe.simulator.summary import summarize
 from simpipe.simulator.trace import Trace
-from simpipe.simulator.views import ending, lanes, palette
+from simpipe.simulator.views import detail, ending, lanes, palette
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,13 +47,26 @@ FONT_POINTS = 6.5
 
 PAIR = "F&B"
 
+SLOT_LANE, SLOT_WIDTH, SLOT_LEFT = 0.62, 24.0, 1.15
+"""Inches of a stream's lane in the drawing of one slot, of that drawing at most, and left of it."""
+
+SLOT_AROUND = (0.5, 0.85)
+"""Inches above it, and below for the time axis and the legend."""
+
+HATCH = "/////"
+
 
 def write(trace: Trace, path: Path) -> None:
     """Write one run as .png or .svg."""
     with _style():
-        figure = _figure([trace])
+        slot = detail.choose(trace)
+        below = 0.0 if slot is None else _slot_inches(detail.operations(trace, slot))
+        figure = _figure([trace], below)
         draw(trace, figure.axes[0])
-        _finish(figure, path)
+        _finish(figure, below)
+        if slot is not None:
+            draw_slot(trace, slot, _slot_axes(figure, below))
+        _save(figure, path)
 
 
 def write_comparison(traces: dict[str, Trace], path: str | Path) -> None:
@@ -62,7 +77,8 @@ def write_comparison(traces: dict[str, Trace], path: str | Path) -> None:
         for axes, (name, trace) in zip(figure.axes, traces.items(), strict=True):
             draw(trace, axes, name)
             axes.set_xlim(0, max(map(lanes.horizon, traces.values())))
-        _finish(figure, draft)
+        _finish(figure)
+        _save(figure, draft)
 
 
 def draw(trace: Trace, ax: Axes | None = None, name: str | None = None) -> Axes:
@@ -79,6 +95,78 @@ def draw(trace: Trace, ax: Axes | None = None, name: str | None = None) -> Axes:
     axes.set_yticks(range(0, ranks, every), [f"Rank {rank}" for rank in range(0, ranks, every)])
     axes.set_title(_title(trace, name), loc="left", parse_math=False)
     return axes
+
+
+def draw_slot(trace: Trace, slot: int, ax: Axes | None = None) -> Axes:
+    """Draw the operations of one slot into `ax`, or into a figure made for it; returns the axes.
+
+    A lane a stream, time in ms since the slot's start. For a run with modelled costs.
+    """
+    drawn = detail.operations(trace, slot)
+    axes = ax if ax is not None else _slot_figure(_slot_inches(drawn))
+    drawn[["start", "end"]] *= 1e3
+    names = drawn.groupby("lane")["stream"].first()
+    axes.set_xlim(0, float(drawn["end"].max()) or 1.0)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(list(names.index), list(names))
+    axes.set_xlabel("time since the slot started (ms)", loc="right")
+    legs = detail.legs(drawn)
+    patches = _draw_families(axes, drawn, legs)
+    _draw_texts(axes, drawn, 5.5)
+    _draw_texts(axes, legs, 7.5)
+    axes.legend(
+        handles=patches, loc="upper left", bbox_to_anchor=(0, -0.28 / _inches(axes)[1]), borderaxespad=0,
+        ncols=max(1, int(_inches(axes)[0] / 1.15)),
+    )  # fmt: skip
+    axes.set_title(detail.sentence(trace, slot), loc="left", parse_math=False)
+    return axes
+
+
+def _draw_families(axes: Axes, drawn: pd.DataFrame, legs: pd.DataFrame) -> list[Any]:
+    """Operations and the legs above them, by family and pass; returns what the legend shows."""
+    from matplotlib.patches import Patch
+
+    patches = []
+    for family, way in product(palette.FAMILIES, palette.PASSES):
+        parts = [part[(part["family"] == family) & (part["pass"] == way)] for part in (drawn, legs)]
+        look = {"facecolor": palette.FAMILIES[family][way != "F"], "edgecolor": palette.EDGE}
+        look |= {"hatch": HATCH} if way == "W" else {}
+        for part in parts:
+            if len(part):
+                _draw_boxes(axes, part, False, **look)
+        if len(parts[0]):
+            patches.append(Patch(label=f"{family} {way}", linewidth=0, **look))  # type: ignore[arg-type]
+    return patches
+
+
+def _draw_texts(axes: Axes, drawn: pd.DataFrame, size: float) -> None:
+    """The text of each box that has room for it."""
+    low, high = axes.get_xlim()
+    points = (drawn["end"] - drawn["start"]) * (_inches(axes)[0] * 72 / (high - low))
+    roomy = drawn[points > drawn["text"].str.len() * size * 0.62 + 1]
+    for start, end, y, text in roomy[["start", "end", "y", "text"]].itertuples(index=False):
+        axes.text(
+            (start + end) / 2, y, text, size=size, color=palette.INK, ha="center", va="center_baseline", clip_on=True
+        )
+
+
+def _slot_inches(drawn: pd.DataFrame) -> float:
+    """Height of the drawing of a slot, all around it included."""
+    return SLOT_LANE * drawn["stream"].nunique() + sum(SLOT_AROUND)
+
+
+def _slot_figure(height: float) -> Axes:
+    from matplotlib.figure import Figure
+
+    return _slot_axes(Figure(figsize=(SLOT_WIDTH, height), dpi=DPI), height)
+
+
+def _slot_axes(figure: Figure, inches: float) -> Axes:
+    """Axes for a slot at the bottom of a figure, the lowest `inches` of it."""
+    width, height = figure.get_size_inches()
+    above, below = SLOT_AROUND
+    wide = min(SLOT_WIDTH, width) - SLOT_LEFT - AROUND[1]
+    return figure.add_axes((SLOT_LEFT / width, below / height, wide / width, (inches - above - below) / height))
 
 
 def _title(trace: Trace, name: str | None) -> str:
@@ -132,8 +220,8 @@ def _inches(axes: Axes) -> tuple[float, float]:
     return box.width * size[0], box.height * size[1]
 
 
-def _figure(traces: list[Trace]) -> Figure:
-    """Axes for each of some runs, above each other, sized to what they hold."""
+def _figure(traces: list[Trace], below: float = 0.0) -> Figure:
+    """Axes for each of some runs, above each other, sized to what they hold, with some inches left free below."""
     from matplotlib.figure import Figure
 
     ranks = [trace.program.ranks for trace in traces]
@@ -141,7 +229,7 @@ def _figure(traces: list[Trace]) -> Figure:
     widest, tallest = SIZE_OF_MANY if many else SIZE
     left, right, bottom, title = AROUND
     lane = min(LANE_HEIGHT, (tallest - bottom - title * len(ranks)) / sum(ranks))
-    height = bottom + title * len(ranks) + lane * sum(ranks)
+    height = bottom + title * len(ranks) + lane * sum(ranks) + below
     width = min(widest, max(8.0, left + right + BLOCK_WIDTH * max(map(lanes.horizon, traces)) / _median_block(traces)))
     figure = Figure(figsize=(width, height), dpi=DPI)
     y = height
@@ -156,17 +244,20 @@ def _median_block(traces: list[Trace]) -> float:
     return float(np.median(slots[slots > 0])) if (slots > 0).any() else 1.0
 
 
-def _finish(figure: Figure, path: Path) -> None:
-    """The time axis under the last lanes, one legend, and the file."""
+def _finish(figure: Figure, below: float = 0.0) -> None:
+    """The time axis under the last lanes, and one legend, above what is left free below."""
     for axes in figure.axes[:-1]:
         axes.tick_params(labelbottom=False)
     figure.axes[-1].set_xlabel("time (s)", loc="right")
-    _add_legend(figure)
+    _add_legend(figure, below)
+
+
+def _save(figure: Figure, path: Path) -> None:
     metadata = {"Date": None, "Creator": None} if path.suffix.lower() == ".svg" else {"Software": None}
     figure.savefig(path, dpi=DPI, metadata=metadata)
 
 
-def _add_legend(figure: Figure) -> None:
+def _add_legend(figure: Figure, below: float) -> None:
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.patches import Patch
 
@@ -178,8 +269,15 @@ def _add_legend(figure: Figure) -> None:
         swatches.append(tuple(Patch(facecolor=palette.KINDS[k], edgecolor=palette.INK, linewidth=0.7) for k in "FB"))
         labels.append(palette.LABELS[PAIR])
     look: dict[str, Any] = {"handler_map": {tuple: HandlerTuple(ndivide=None, pad=0)}, "borderaxespad": 0}
-    left = AROUND[0] / figure.get_size_inches()[0]
-    figure.legend(swatches, labels, loc="lower left", ncols=len(labels), bbox_to_anchor=(left, 0), **look)
+    width, height = figure.get_size_inches()
+    figure.legend(
+        swatches,
+        labels,
+        loc="lower left",
+        ncols=len(labels),
+        bbox_to_anchor=(AROUND[0] / width, below / height),
+        **look,
+    )
 
 
 @contextmanager
