@@ -159,6 +159,7 @@ def run(
     Costs are given by hand (--costs), or follow from a model on a machine (--model and the options below it, or a
     scenario file).
     """
+    flags = modelled_flags(locals())
     if Path(costs or "").suffix.lower() in (".parquet", ".csv"):
         replay(schedule or "dualpipe", ranks, microbatches, chunks, str(costs), step, worker, engine, json, out or [])
         return
@@ -169,9 +170,6 @@ def run(
     from simpipe.simulator.views import console
 
     views.check(out or [])
-    flags = {"ranks": ranks, "chunks": chunks, "model": model, "hardware": hardware, "gpus": gpus, "tp": tp, "cp": cp}
-    flags |= {"ep": ep, "global_batch": global_batch, "sequence": sequence, "microbatch_size": microbatch_size}
-    flags |= {"zero": zero, "recompute": recompute, "precision": precision}
     if scenario or model:
         case = cases.modelled(scenario_of(scenario, schedule, costs, microbatches, flags, set or []))
     else:
@@ -247,15 +245,13 @@ def compare(
     Modelled steps are run twice, with slots other than F&B as chains and overlapped within, unless --set overlap=...
     says which.
     """
+    flags = modelled_flags(locals())
     from simpipe import schedules
     from simpipe.simulator import case as cases
     from simpipe.simulator import comparison, views
     from simpipe.simulator.views import console
 
     views.check_comparison(out or [])
-    flags = {"ranks": ranks, "model": model, "hardware": hardware, "gpus": gpus, "tp": tp, "cp": cp, "ep": ep}
-    flags |= {"global_batch": global_batch, "sequence": sequence, "microbatch_size": microbatch_size, "zero": zero}
-    flags |= {"recompute": recompute, "precision": precision}
     wanted: dict[str, Callable[[], Case]] = {}
     for text in schedule or schedules.catalogue():
         if not (scenario or model):
@@ -381,6 +377,12 @@ def show_hardware(name: Annotated[str, typer.Argument(help="A name or a .toml pr
     print_json([dict(zip(names, row, strict=True)) for row in rows]) if json else print(
         "\n".join(console.hardware(rows))
     )
+
+
+def modelled_flags(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of a command's arguments that are keys of a scenario."""
+    names = "ranks chunks model hardware gpus global_batch sequence microbatch_size tp cp ep zero recompute precision"
+    return {name: arguments[name] for name in names.split() if name in arguments}
 
 
 def scenario_of(

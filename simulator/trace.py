@@ -141,13 +141,16 @@ class Trace:
         """
         program = self.program
         freed_by = np.array([0.0, release, 1 - release, 1.0])[program.kind]
-        first = program.slot_start[:-1]
-        gained = np.add.reduceat(np.where(program.kind == Kind.F, kept, 0.0), first)
-        freed = np.add.reduceat(kept[program.forward_of] * freed_by, first)
-        total = np.cumsum(gained - freed)
+        freed = kept[program.forward_of] * freed_by
+        after = self._sum_up(np.where(program.kind == Kind.F, kept, 0.0) - freed)
+        return Levels(after + np.add.reduceat(freed, program.slot_start[:-1]), after)
+
+    def _sum_up(self, changes: Floats) -> Floats:
+        """(slots,) what (actions,) changes come to on their rank by the end of each slot."""
+        program = self.program
+        total = np.cumsum(np.add.reduceat(changes, program.slot_start[:-1]))
         base = np.concatenate([[0.0], total])[program.rank_start[:-1]]
-        after = total - np.repeat(base, np.diff(program.rank_start))
-        return Levels(after + freed, after)
+        return np.asarray(total - np.repeat(base, np.diff(program.rank_start)), float)
 
     @cached_property
     def activations(self) -> Levels:
@@ -164,14 +167,10 @@ class Trace:
     def weight_gradient_bytes(self) -> Levels:
         """The part of the live activations, in bytes, of micro-batches whose I is done and whose W is not."""
         program, kept = self.program, self.loads.activation[self.row]
-        first = program.slot_start[:-1]
         left = kept[program.forward_of] * (1 - self._release)
-        made = np.add.reduceat(np.where(program.kind == Kind.I, left, 0.0), first)
-        used = np.add.reduceat(np.where(program.kind == Kind.W, left, 0.0), first)
-        total = np.cumsum(made - used)
-        base = np.concatenate([[0.0], total])[program.rank_start[:-1]]
-        after = total - np.repeat(base, np.diff(program.rank_start))
-        return Levels(after + used - made, after)
+        changes = left * ((program.kind == Kind.I).astype(float) - (program.kind == Kind.W))
+        after = self._sum_up(changes)
+        return Levels(after - np.add.reduceat(changes, program.slot_start[:-1]), after)
 
     @property
     def _release(self) -> float:

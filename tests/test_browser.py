@@ -12,8 +12,12 @@ import pytest
 
 import simpipe
 from simpipe.simulator import bubbles, views
+from simpipe.simulator.costs.cluster import load_cluster
+from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.trace import Trace
-from simpipe.simulator.views import lanes, palette
+from simpipe.simulator.views import detail, lanes, palette
 
 pytest.importorskip("selenium", reason="selenium, of the extra `test`, is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -30,7 +34,7 @@ READY = "const t = document.getElementById('timeline'); return !!(t && t.calcdat
 
 BLOCKS = """
 const drawn = [];
-for (const bars of document.getElementById('timeline').calcdata) {
+for (const bars of document.getElementById(arguments[0]).calcdata) {
   const trace = bars[0].trace;
   if (trace.type !== 'bar') continue;
   for (const bar of bars) {
@@ -50,9 +54,9 @@ return [...document.querySelectorAll('#timeline .trace.bars')].map(trace => [
 """The shapes that the browser holds for each trace, and the text in them."""
 
 HOVER = """
-const t = document.getElementById('timeline');
-const curve = t.data.findIndex(trace => trace.name === arguments[0]);
-Plotly.Fx.hover(t, [{curveNumber: curve, pointNumber: arguments[1]}]);
+const t = document.getElementById(arguments[0]);
+const curve = t.data.findIndex(trace => trace.name === arguments[1]);
+Plotly.Fx.hover(t, [{curveNumber: curve, pointNumber: arguments[2]}]);
 return [...t.querySelectorAll('.hoverlayer text')].map(text => text.textContent).join(' ');
 """
 
@@ -87,12 +91,12 @@ def show(browser: Any, trace: Trace, folder: Path) -> None:
     WebDriverWait(browser, 120).until(lambda driver: driver.execute_script(READY))
 
 
-def hover(browser: Any, name: str, point: int, awaited: str) -> str:
+def hover(browser: Any, name: str, point: int, awaited: str, where: str = "timeline") -> str:
     """The hover text of a bar, once it has what is awaited: Plotly shows it after a short delay."""
     from selenium.webdriver.support.ui import WebDriverWait
 
     def told(driver: Any) -> str:
-        text: str = driver.execute_script(HOVER, name, point)
+        text: str = driver.execute_script(HOVER, where, name, point)
         return text if awaited in text else ""
 
     return WebDriverWait(browser, 20).until(told)
@@ -111,7 +115,7 @@ def test_the_drawn_blocks_are_the_trace(browser: Any, tmp_path: Path, case: str)
     name, ranks, microbatches, costs = CASES[case]
     trace = run(name, ranks, microbatches, **costs)
     show(browser, trace, tmp_path)
-    drawn = browser.execute_script(BLOCKS)
+    drawn = browser.execute_script(BLOCKS, "timeline")
     expected = lanes.blocks(trace)
     for kind in palette.KINDS:
         rows = expected[expected["kind"] == kind][["start", "end", "y", "height"]].round(9).itertuples(index=False)
@@ -167,3 +171,24 @@ def test_zooming_shows_a_part(browser: Any, tmp_path: Path) -> None:
     assert browser.execute_script("return document.getElementById('timeline').layout.xaxis.range") == [0, 5]
     browser.execute_script("document.querySelector('.modebar-btn[data-title=\"Reset axes\"]').click()")
     assert browser.execute_script("return document.getElementById('timeline').layout.xaxis.range[1]") > 30
+
+
+def test_one_slot_of_a_modelled_step_is_drawn_below(browser: Any, tmp_path: Path) -> None:
+    layout = {"ranks": 4, "gpus": 256, "ep": 32, "global_batch": 512, "sequence": 4096}
+    costs = ModelledCosts(load_model("deepseek-v2"), load_cluster("h800"), Parallel.of(layout))
+    program = simpipe.program("dualpipe", ranks=4, microbatches=costs.parallel.microbatches)
+    trace = simpipe.simulate(program, costs, "compiled")
+    show(browser, trace, tmp_path)
+    slot = detail.choose(trace)
+    assert slot is not None
+    drawn = detail.operations(trace, slot)
+    bars = browser.execute_script(BLOCKS, "slot")
+    found = sorted([round(part, 6) for part in bar[1:5]] for bar in bars)
+    both = [frame[["start", "end", "y", "height"]].to_numpy(float) for frame in (drawn, detail.legs(drawn))]
+    expected = [[round(part, 6) for part in (1e3 * a, 1e3 * b, y, h)] for rows in both for a, b, y, h in rows.tolist()]
+    assert found == sorted(expected)
+    part = drawn[(drawn["family"] == "attention") & (drawn["pass"] == "F")]
+    text = hover(browser, "attention F", 0, str(part["operation"].iloc[0]), "slot")
+    assert f"of {part['action'].iloc[0]}, forward" in text
+    assert "on the compute stream" in text
+    assert browser.get_log("browser") == []

@@ -14,9 +14,13 @@ import pytest
 
 import simpipe
 from simpipe.simulator import views
+from simpipe.simulator.costs.cluster import load_cluster
+from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.errors import OutputError
 from simpipe.simulator.trace import Trace
-from simpipe.simulator.views import html, lanes, palette, picture
+from simpipe.simulator.views import chrome, detail, html, lanes, palette, picture
 
 ENDINGS = sorted(views.writers())
 HOSTILE = "<script>alert(1)</script>$\\frac{</script><b>&amp;<br>%{x}\x00\ud800"
@@ -25,6 +29,18 @@ HOSTILE = "<script>alert(1)</script>$\\frac{</script><b>&amp;<br>%{x}\x00\ud800"
 def run(name: str, ranks: int, microbatches: int, rename: str | None = None, **costs: object) -> Trace:
     program = simpipe.program(name, ranks=ranks, microbatches=microbatches)
     return simpipe.simulate(replace(program, name=rename or name), simpipe.Costs(**costs))  # type: ignore[arg-type]
+
+
+def run_modelled(schedule: str, model: str = "deepseek-v2", **changes: object) -> Trace:
+    layout: dict[str, object] = {"ranks": 4, "gpus": 256, "ep": 32, "global_batch": 512, "sequence": 4096}
+    parallel = Parallel.of({**layout, **changes})
+    program = simpipe.program(schedule, ranks=4, microbatches=parallel.microbatches)
+    return simpipe.simulate(program, ModelledCosts(load_model(model), load_cluster("h800"), parallel), "compiled")
+
+
+@pytest.fixture(scope="module")
+def modelled() -> Trace:
+    return run_modelled("dualpipe")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +57,13 @@ def large() -> Trace:
 def events(dualpipe: Trace, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     path = tmp_path_factory.mktemp("chrome") / "x.json.gz"
     views.write(dualpipe, path)
+    return read_chrome(path)
+
+
+@pytest.fixture(scope="module")
+def operation_events(modelled: Trace, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    path = tmp_path_factory.mktemp("chrome") / "x.json.gz"
+    views.write(modelled, path)
     return read_chrome(path)
 
 
@@ -184,6 +207,160 @@ class TestChrome:
     def test_ranks_are_named_in_order(self, events: list[dict]) -> None:
         names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
         assert names == [f"Rank {rank}" for rank in range(4)]
+
+
+class TestChromeOfOperations:
+    def test_a_slice_for_each_operation_on_its_stream(self, modelled: Trace, operation_events: list[dict]) -> None:
+        names = {(e["pid"], e["tid"]): e["args"]["name"] for e in operation_events if e["name"] == "thread_name"}
+        frame = modelled.to_frame()
+        frame = frame[(frame["slot"] >= 0) | (frame["kind"] == "sync")]
+        found = sorted(
+            (e["pid"], names[e["pid"], e["tid"]], e["ts"], e["dur"], e["name"], e["args"]["slot"])
+            for e in operation_events
+            if e["ph"] == "X" and e["tid"] != chrome.SLOTS
+        )
+        start, end = (np.rint(frame[column].to_numpy() * 1e9) for column in ("start", "end"))
+        named = frame["operation"].astype(str).where(frame["operation"] != "", frame["kind"].astype(str))
+        columns = (frame["rank"], frame["stream"], start / 1e3, (end - start) / 1e3, named, frame["slot"])
+        assert found == sorted(zip(*columns, strict=True))
+        assert {"compute", "expert-parallel", "weight-gradient", "data-parallel"} < set(names.values())
+
+    def test_a_slice_for_each_slot_around_its_operations(self, modelled: Trace, operation_events: list[dict]) -> None:
+        slots = {e["args"]["slot"]: e for e in operation_events if e["ph"] == "X" and e["tid"] == chrome.SLOTS}
+        assert sorted(slots) == list(range(len(modelled.graph.slot_rank)))
+        for event in (e for e in operation_events if e["ph"] == "X" and e["args"]["slot"] >= 0):
+            slot = slots[event["args"]["slot"]]
+            assert event["pid"] == slot["pid"]
+            assert slot["ts"] <= event["ts"]
+            assert event["ts"] + event["dur"] <= slot["ts"] + slot["dur"] + 1e-6
+            assert event["args"].get("action", "") in slot["name"]
+
+    def test_slices_of_a_thread_do_not_overlap(self, operation_events: list[dict]) -> None:
+        TestChrome().test_slices_of_a_thread_do_not_overlap(
+            [e | {"dur": e.get("dur", 0) - 1e-6} for e in operation_events]
+        )
+
+    def test_a_flow_for_each_message_from_slot_to_slot(self, modelled: Trace, operation_events: list[dict]) -> None:
+        slots = {e["args"]["slot"]: e for e in operation_events if e["ph"] == "X" and e["tid"] == chrome.SLOTS}
+        graph, program = modelled.graph, modelled.program
+        flows = [e for e in operation_events if e["ph"] in "sf"]
+        assert len(flows) == 2 * graph.message.sum() > 0
+        for event in flows:
+            action = (graph.action if event["ph"] == "s" else graph.partner)[event["id"]]
+            slot = slots[int(program.action_slot[action])]
+            assert (event["pid"], event["tid"]) == (slot["pid"], chrome.SLOTS)
+            assert slot["ts"] <= event["ts"] < slot["ts"] + slot["dur"]
+
+
+class TestOneSlot:
+    def test_the_median_pair_of_the_middle_rank(self, modelled: Trace) -> None:
+        slot = detail.choose(modelled)
+        assert slot is not None
+        frame = modelled.slots()
+        pairs = frame[(frame["rank"] == 2) & frame["paired"] & (frame["kind"] == "F")]
+        lasts = (pairs["end"] - pairs["start"]).set_axis(pairs["slot"])
+        assert lasts[slot] == sorted(lasts)[len(lasts) // 2]
+        assert f"the median of the {len(pairs)} F&B slots of rank 2" in detail.sentence(modelled, slot)
+
+    def test_without_pairs_the_longest_kind(self) -> None:
+        trace = run_modelled("1f1b", overlap="none")
+        slot = detail.choose(trace)
+        assert slot is not None
+        assert "B slots of rank 2" in detail.sentence(trace, slot)
+        assert detail.idle(trace, slot) > 0
+
+    def test_hand_costs_have_none(self, dualpipe: Trace) -> None:
+        assert detail.choose(dualpipe) is None
+
+    def test_operations_are_those_of_the_trace(self, modelled: Trace) -> None:
+        slot = detail.choose(modelled)
+        assert slot is not None
+        drawn = detail.operations(modelled, slot)
+        frame = modelled.to_frame().query("slot == @slot")
+        once = drawn.drop_duplicates("task").sort_values("task")
+        assert once["task"].tolist() == frame["task"].tolist()
+        assert once["operation"].tolist() == frame["operation"].tolist()
+        np.testing.assert_allclose(once["end"], frame["end"] - frame["start"].min())
+        lanes_of = drawn.groupby("lane")["stream"].unique()
+        assert [list(streams) for streams in lanes_of] == [["compute"], ["expert-parallel"], ["weight-gradient"]]
+        for _, lane in drawn.groupby("lane"):
+            assert (lane["start"].to_numpy()[1:] >= lane["end"].to_numpy()[:-1] - 1e-12).all()
+
+    def test_idle_is_what_is_exposed(self, modelled: Trace) -> None:
+        slots = range(*modelled.program.rank_start[1:3])
+        exposed = sum(detail.idle(modelled, slot) for slot in slots)
+        assert exposed == pytest.approx(modelled.exposed_communication[1], abs=1e-9)
+
+    @pytest.mark.parametrize("changes", [{}, {"tp": 4}, {"model": "llama3-8b", "ep": 1}])
+    def test_passes_of_a_backward_are_those_of_its_parts(self, changes: dict[str, object]) -> None:
+        """What is taken for I and W in a B is what a schedule that splits it runs in I and in W."""
+        whole, split = run_modelled("1f1b", **changes), run_modelled("zb-h1", **changes)
+
+        def operations(trace: Trace, kind: str, stage: int) -> pd.DataFrame:
+            program = trace.program
+            action = np.flatnonzero((program.kind == "FIWB".index(kind)) & (program.stage == stage))[0]
+            return detail.operations(trace, int(program.action_slot[action]))
+
+        for stage in range(4):
+            drawn = operations(whole, "B", stage)
+            for way in "IW":
+                part = drawn[(drawn["pass"] == way) & (drawn["stream"] == "compute")]
+                other = operations(split, way, stage)
+                other = other[other["stream"] == "compute"]
+                assert sorted(part["operation"]) == sorted(other["operation"])
+
+    def test_legs_are_those_of_the_published_figure(self, modelled: Trace) -> None:
+        """DeepSeek-V3's Figure 4; its attention, MLP of a pair, layer by layer, beside dispatch and combine."""
+        slot = detail.choose(modelled)
+        assert slot is not None
+        drawn = detail.operations(modelled, slot)
+        seen = {}
+        for stream in ("compute", "expert-parallel"):
+            lane = drawn[(drawn["stream"] == stream) & (drawn["family"] != "other")].drop_duplicates("leg")
+            named = [
+                f"{f} {w}" for f, w in zip(lane["family"], lane["pass"], strict=True) if (f, w) != ("dispatch", "F")
+            ]
+            seen[stream] = [name for name in named if not (stream == "compute" and name.startswith("dispatch"))]
+        text = ", ".join(seen["compute"])
+        assert "attention F, MLP I, MLP W, MLP F, attention I, attention W, attention F, MLP I" in text
+        assert "combine I, dispatch I, combine F, combine I, dispatch I" in ", ".join(seen["expert-parallel"])
+
+    def test_every_operation_is_of_a_family(self, modelled: Trace) -> None:
+        names = set(modelled.to_frame()["operation"].astype(str)) - {""}
+        others = {name for name in names if detail.family(name) == detail.OTHER}
+        syncs = {"all-reduce", "reduce-scatter", "all-gather", "reduce copies"}
+        assert others - syncs == {"router", "embedding.tokens", "head", "loss", "norms.mlp", "norms.final"}
+
+    def test_the_picture_draws_it(self, modelled: Trace, tmp_path: Path) -> None:
+        slot = detail.choose(modelled)
+        assert slot is not None
+        axes = picture.draw_slot(modelled, slot)
+        boxes = [path.get_extents() for c in axes.collections for path in c.get_paths()]
+        drawn = detail.operations(modelled, slot)
+        assert len(boxes) == len(drawn) + len(detail.legs(drawn))
+        found = {(round(box.x0, 6), round(box.x1, 6)) for box in boxes}
+        assert found >= {
+            (round(1e3 * a, 6), round(1e3 * b, 6)) for a, b in zip(drawn["start"], drawn["end"], strict=True)
+        }
+        legend = axes.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()][:3] == ["attention F", "attention I", "attention W"]
+        for name in ("x.svg", "y.svg"):
+            views.write(modelled, tmp_path / name)
+        assert (tmp_path / "x.svg").read_bytes() == (tmp_path / "y.svg").read_bytes()
+
+    def test_the_page_draws_it_and_says_which(self, modelled: Trace, dualpipe: Trace, tmp_path: Path) -> None:
+        for trace, name in ((modelled, "x.html"), (dualpipe, "y.html")):
+            views.write(trace, tmp_path / name)
+        page, plain = ((tmp_path / name).read_text() for name in ("x.html", "y.html"))
+        assert "One slot in detail" in page
+        assert "F&amp;B slots of rank 2, starts at" in page
+        assert 'id="slot"' not in plain
+        slot = detail.choose(modelled)
+        assert slot is not None
+        drawn = detail.operations(modelled, slot)
+        bars = html.draw_slot(modelled, slot).data
+        assert sum(len(bar.base) for bar in bars if bar.hoverinfo != "skip") == len(drawn)
 
 
 class TestLanes:

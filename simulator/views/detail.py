@@ -42,6 +42,9 @@ WEIGHTLESS = ("norms.", "recompute."), (".activation", ".core", ".rotary", "perm
 
 WEIGHTS = "weight-gradient"
 
+ONE = 0.95
+"""Share of a leg from which on one operation stands for it, such as a combine for itself and its cast."""
+
 HEAD = 0.45
 """Share of a lane's height that names a leg, above its operations."""
 
@@ -92,8 +95,8 @@ def operations(trace: Trace, slot: int) -> pd.DataFrame:
     """A row per operation of a slot and stream that it occupies, lane by lane, in the order it ran.
 
     Columns: task, operation, action (`7F94`), family, pass (F, I or W; where a backward is one action, told apart by
-    name), stream, lane, start and end in seconds since the slot's start, leg, y and height: below the leg's name,
-    or the whole lane where the leg is one operation.
+    name), stream, lane, start and end in seconds since the slot's start, leg, whole (the leg is one operation but
+    for trifles), y and height (the whole lane then, else below the leg's name), and text to write in it.
     """
     import pandas as pd
 
@@ -120,10 +123,14 @@ def operations(trace: Trace, slot: int) -> pd.DataFrame:
     frame["pass"] = _passes(frame)
     frame = frame.sort_values(["lane", "start", "task"], ignore_index=True)
     frame["leg"] = _numbered_legs(frame)
-    alone = frame.groupby("leg")["leg"].transform("size") == 1
-    frame["y"] = frame["lane"] + np.where(alone, 0.0, HEAD * lanes.LANE / 2)
-    frame["height"] = np.where(alone, lanes.LANE, (1 - HEAD) * lanes.LANE)
-    frame["text"] = np.where(alone, _leg_names(frame), frame["operation"])
+    seconds = frame["end"] - frame["start"]
+    by_leg = seconds.groupby(frame["leg"])
+    longest = by_leg.transform("max")
+    frame["whole"] = longest >= ONE * by_leg.transform("sum")
+    frame["y"] = frame["lane"] + np.where(frame["whole"], 0.0, HEAD * lanes.LANE / 2)
+    frame["height"] = np.where(frame["whole"], lanes.LANE, (1 - HEAD) * lanes.LANE)
+    names = _leg_names(frame).str.replace(" ", "\n")
+    frame["text"] = np.where(frame["whole"] & (seconds == longest), names, frame["operation"])
     return frame.drop(columns="kind")
 
 
@@ -136,28 +143,28 @@ def idle(trace: Trace, slot: int) -> float:
 
 
 def sentence(trace: Trace, slot: int) -> str:
-    """Which slot this is, among those of its kind on its rank, how long it lasts, how much of it nothing is computed."""
+    """Which slot this is of its kind on its rank, how long it lasts, and how much of it nothing is computed."""
     rank = int(trace.program.slot_rank[slot])
     kind = _kind(trace, slot)
     alike = _by_kind(trace, rank)[kind]
     which = "the median" if slot == _median(trace, alike) else "one"
-    lasts = float(trace.slot_end[slot] - trace.slot_start[slot])
+    start, lasts = float(trace.slot_start[slot]), float(trace.slot_end[slot] - trace.slot_start[slot])
     exposed = idle(trace, slot)
     return (
-        f"{name(trace, slot)}, {which} of the {len(alike)} {kind} slots of rank {rank}, starts at {lanes.number(float(trace.slot_start[slot]))} s and lasts "
-        f"{1e3 * lasts:.4g} ms. Its compute stream is idle for {1e3 * exposed:.4g} ms of it "
-        f"({exposed / lasts if lasts else 0.0:.1%}): communication that computation does not hide."
+        f"{name(trace, slot)}, {which} of the {len(alike)} {kind} slots of rank {rank}, starts at "
+        f"{lanes.number(start)} s and lasts {1e3 * lasts:.4g} ms. Communication that computation does not hide leaves "
+        f"its compute stream idle for {1e3 * exposed:.4g} ms of it ({exposed / lasts if lasts else 0.0:.1%})."
     )
 
 
 def legs(drawn: pd.DataFrame) -> pd.DataFrame:
-    """The legs of several operations: family, pass, start, end, text, and where each lies above its operations."""
+    """The legs of more than one operation: family, pass, start, end, text, and where each lies above them."""
     found = drawn.groupby("leg").agg(
         **{column: (column, "first") for column in ("stream", "lane", "family", "pass", "start")},
         end=("end", "last"),
-        size=("leg", "size"),
+        whole=("whole", "first"),
     )
-    found = found[found["size"] > 1].reset_index(drop=True)
+    found = found[~found["whole"]].reset_index(drop=True)
     found["y"] = found["lane"] - (1 - HEAD) * lanes.LANE / 2
     found["height"] = HEAD * lanes.LANE
     found["text"] = _leg_names(found)

@@ -315,7 +315,7 @@ def draw_slot(trace: Trace, slot: int) -> go.Figure:
                 **_boxes(_in_milliseconds(part)) | look,
                 customdata=np.hstack([names.astype(object), times]),
                 hovertemplate=SLOT_HOVER.replace("PASS", palette.PASSES[way]),
-                text=part["text"],
+                text=part["text"].str.replace("\n", "<br>"),
             )
             if len(whole):
                 figure.add_bar(

@@ -50,8 +50,10 @@ PAIR = "F&B"
 SLOT_LANE, SLOT_WIDTH, SLOT_LEFT = 0.62, 24.0, 1.15
 """Inches of a stream's lane in the drawing of one slot, of that drawing at most, and left of it."""
 
-SLOT_AROUND = (0.5, 0.85)
+SLOT_AROUND = (0.5, 0.65)
 """Inches above it, and below for the time axis and the legend."""
+
+LEG_POINTS = 7.0
 
 HATCH = "/////"
 
@@ -112,8 +114,9 @@ def draw_slot(trace: Trace, slot: int, ax: Axes | None = None) -> Axes:
     axes.set_xlabel("time since the slot started (ms)", loc="right")
     legs = detail.legs(drawn)
     patches = _draw_families(axes, drawn, legs)
-    _draw_texts(axes, drawn, 5.5)
-    _draw_texts(axes, legs, 7.5)
+    _draw_texts(axes, drawn[drawn["whole"]], LEG_POINTS)
+    _draw_texts(axes, drawn[~drawn["whole"]], FONT_POINTS - 1)
+    _draw_texts(axes, legs, LEG_POINTS)
     axes.legend(
         handles=patches, loc="upper left", bbox_to_anchor=(0, -0.28 / _inches(axes)[1]), borderaxespad=0,
         ncols=max(1, int(_inches(axes)[0] / 1.15)),
@@ -143,10 +146,19 @@ def _draw_texts(axes: Axes, drawn: pd.DataFrame, size: float) -> None:
     """The text of each box that has room for it."""
     low, high = axes.get_xlim()
     points = (drawn["end"] - drawn["start"]) * (_inches(axes)[0] * 72 / (high - low))
-    roomy = drawn[points > drawn["text"].str.len() * size * 0.62 + 1]
+    letters = drawn["text"].str.split("\n").map(lambda lines: max(map(len, lines)))
+    roomy = drawn[points > letters * size * 0.55 + 1]
     for start, end, y, text in roomy[["start", "end", "y", "text"]].itertuples(index=False):
         axes.text(
-            (start + end) / 2, y, text, size=size, color=palette.INK, ha="center", va="center_baseline", clip_on=True
+            (start + end) / 2,
+            y,
+            text,
+            size=size,
+            color=palette.INK,
+            ha="center",
+            va="center",
+            linespacing=1.1,
+            clip_on=True,
         )
 
 
