@@ -267,7 +267,7 @@ def compare(
             trace, figures = cases.simulated(build_case(), engine_of(engine))
         except (ScheduleError, CostsError, ParallelError) as error:
             if schedule:
-                raise
+                raise type(error)(f"{label}: {error}") from None
             refused.append(f"{label}: {error}")
             continue
         entries.append(comparison.Entry(label, figures))
@@ -396,7 +396,11 @@ def scenario_of(
         raise SimpipeError("--costs gives costs by hand; it does not go with a model or a scenario")
     if microbatches is not None:
         raise SimpipeError("--microbatches follows from a model's --global-batch and GPUs; leave it out")
-    given = flags | {"schedule": schedule} | dict(setting(text) for text in settings)
+    settled = dict(setting(text) for text in settings)
+    for key, value in settled.items():
+        if flags.get(key) is not None:
+            raise SimpipeError(f"{key} is given twice: --{key.replace('_', '-')} {flags[key]} and --set {key}={value}")
+    given = flags | {"schedule": schedule} | settled
     given = {key: value for key, value in given.items() if value is not None}
     return Scenario.read(path, **given) if path else Scenario.of({"schedule": "dualpipe"} | given)
 

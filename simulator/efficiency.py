@@ -69,7 +69,7 @@ def efficiency(trace: Trace, costs: ModelledCosts) -> Efficiency:
     """The figures of a trace that was simulated with `costs`."""
     model, cluster, parallel = costs.model, costs.cluster, costs.parallel
     step = trace.makespan
-    tokens = parallel.global_batch * parallel.sequence
+    tokens = parallel.global_batch * parallel.sequence * (float(np.mean(costs.lengths)) if costs.lengths else 1.0)
     each = tokens / step / parallel.gpus
     causal, full = (sum(model.training_flops(parallel.sequence, causal=c).values()) for c in (True, False))
     peak = cluster.peak("bf16")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from simpipe.simulator import kernels
 from simpipe.simulator.errors import ProgramError
 from simpipe.simulator.kernels import Floats, Ints
-from simpipe.simulator.program import Program
+from simpipe.simulator.program import SHOWN, Program
 
 STREAMS = ("compute", "weight-gradient", "expert-parallel", "tensor-parallel", "pipeline", "data-parallel", "host")
 """Streams a rank can have. Messages between ranks occupy none; views show them on `pipeline`."""
@@ -127,7 +127,9 @@ class Graph:
             stuck = np.ones(self.tasks, bool)
             stuck[order[:done]] = False
             cycle = kernels.shortest_cycle(start, items, stuck)
-            raise ProgramError("deadlock: " + " waits for ".join(map(self.describe, [*cycle[::-1], cycle[-1]])))
+            steps = [self.describe(task) for task in [*cycle[::-1], cycle[-1]]]
+            shown = steps if len(steps) <= SHOWN else [*steps[:SHOWN], f"{len(steps) - SHOWN} more"]
+            raise ProgramError("deadlock: " + " waits for ".join(shown))
         return np.asarray(order, np.int64)
 
     @cached_property
@@ -173,7 +175,7 @@ class Loads:
     capacity: (rows, links) bytes/s of each link, infinity allowed.
     held: (rows, tasks) share of the SMs that a task holds while it runs, of each rank that has a stream of it.
     slowed: (rows, tasks) how much of what is held on its `rank` a computation loses: its speed is 1 - slowed x held.
-    activation: (rows, actions) bytes that an F keeps until its backward. release: (rows,) the share of it freed
+    activation: (rows, actions) bytes that an F keeps until its backward. release: (rows, stages) the share of it freed
     by I rather than W; negative where I leaves more for W than it frees. parameters: (rows, stages) bytes.
     """
 

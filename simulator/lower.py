@@ -63,7 +63,7 @@ def loads(graph: Graph, costs: tuple[StepCosts, ...]) -> Loads:
         held,
         slowed,
         activation=np.stack([cost.activation(program) for cost in costs]),
-        release=np.array([cost.release for cost in costs]),
+        release=np.stack([cost.release(program) for cost in costs]),
         parameters=np.stack([cost.parameters(program) for cost in costs]),
     )
 
@@ -225,7 +225,9 @@ class _Builder:
         """What a sync waits for, and what waits for it."""
         after = [self.last[slot] if index < 0 else self.first[slot] + index for slot, index in sync.after]
         ends = self.barrier if len(self.barrier) else self.optimizer[list(sync.ranks)[: len(self.optimizer)]]
-        before = self._before(np.array(sync.before, np.int64), np.full(len(sync.before), task))
+        starts = np.array([slot for slot, index in sync.before if index < 0], np.int64)
+        inner = np.array([self.first[slot] + index for slot, index in sync.before if index >= 0], np.int64)
+        before = [*self._before(starts, np.full(len(starts), task)), _pairs(inner, task)]
         return [_pairs(task, np.array(after, np.int64)), *(before if sync.before else [_pairs(ends, task)])]
 
     def _before(self, slots: Ints, tasks: Ints) -> list[Ints]:

@@ -39,15 +39,15 @@ than one stream, it occupies all that any slot uses."""
 class Sync(NamedTuple):
     """A task outside slots, on one stream of each of `ranks`.
 
-    after: (slot, index of the operation in it, -1 for its end) that must have ended. before: slots that wait for it;
-    without any, the step's end does.
+    after: (slot, index of the operation in it, -1 for its end) that must have ended. before: (slot, index of the
+    operation in it, -1 for its start) that wait for it; without any, the step's end does.
     """
 
     name: str
     ranks: tuple[int, ...]
     stream: str
     after: tuple[tuple[int, int], ...] = ()
-    before: tuple[int, ...] = ()
+    before: tuple[tuple[int, int], ...] = ()
     links: tuple[str, ...] = ()
 
 
@@ -105,9 +105,8 @@ class StepCosts(Protocol):
     def activation(self, program: Program) -> Floats:
         """(actions,) bytes that each F keeps; 0 for other actions."""
 
-    @property
-    def release(self) -> float:
-        """The share of an activation that I frees."""
+    def release(self, program: Program) -> Floats:
+        """(stages,) the share of an activation that I frees; negative where I leaves more for W than it frees."""
 
     def parameters(self, program: Program) -> Floats:
         """(stages,) bytes of parameters."""

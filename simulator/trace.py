@@ -11,7 +11,7 @@ import numpy as np
 
 from simpipe.simulator import engines, kernels
 from simpipe.simulator.costs.given import Costs
-from simpipe.simulator.graph import OPTIMIZER, OVERLAPPED, STREAMS, WORDS, Engine, Graph, Loads
+from simpipe.simulator.graph import INTERVAL, OPTIMIZER, OVERLAPPED, STREAMS, WORDS, Engine, Graph, Loads
 from simpipe.simulator.kernels import Floats, Ints
 from simpipe.simulator.lower import lower
 from simpipe.simulator.plan import END, StepCosts
@@ -87,7 +87,8 @@ class Trace:
         entry, tasks = entry[graph.slot[tasks] >= 0], tasks[graph.slot[tasks] >= 0]
         ranks = graph.stream_rank[graph.streams.items[entry]]
         busy = np.bincount(ranks, self.end[tasks] - self.start[tasks], graph.ranks)
-        return np.asarray(np.maximum(slot_time - busy, 0.0), float)
+        exposed = slot_time - busy
+        return np.asarray(np.where(exposed > INTERVAL * self.makespan, exposed, 0.0), float)
 
     @cached_property
     def slack(self) -> Floats:
@@ -134,13 +135,14 @@ class Trace:
         found[some] = np.minimum.reduceat(np.where(ends == latest, inputs, self.graph.tasks), first)
         return found
 
-    def levels(self, kept: Floats, release: float = 0.0) -> Levels:
+    def levels(self, kept: Floats, release: Floats) -> Levels:
         """What ranks keep over time of `kept` (actions,), allotted at the start of the F's slot.
 
-        B frees it at the end of its slot, or I the share `release` of it and W the rest.
+        B frees it at the end of its slot, or I the share `release` (stages,) of it and W the rest.
         """
         program = self.program
-        freed_by = np.array([0.0, release, 1 - release, 1.0])[program.kind]
+        shares = np.stack([np.zeros_like(release), release, 1 - release, np.ones_like(release)])
+        freed_by = shares[program.kind, program.stage]
         freed = kept[program.forward_of] * freed_by
         after = self._sum_up(np.where(program.kind == Kind.F, kept, 0.0) - freed)
         return Levels(after + np.add.reduceat(freed, program.slot_start[:-1]), after)
@@ -156,7 +158,7 @@ class Trace:
     def activations(self) -> Levels:
         """Live activations in units of one micro-batch's through 1/P of the layers."""
         each = np.full(len(self.program.kind), self.program.ranks / self.program.stages)
-        return self.levels(each, max(self._release, 0.0))
+        return self.levels(each, np.maximum(self._release, 0.0))
 
     @cached_property
     def activation_bytes(self) -> Levels:
@@ -167,14 +169,14 @@ class Trace:
     def weight_gradient_bytes(self) -> Levels:
         """The part of the live activations, in bytes, of micro-batches whose I is done and whose W is not."""
         program, kept = self.program, self.loads.activation[self.row]
-        left = kept[program.forward_of] * (1 - self._release)
+        left = kept[program.forward_of] * (1 - self._release)[program.stage]
         changes = left * ((program.kind == Kind.I).astype(float) - (program.kind == Kind.W))
         after = self._sum_up(changes)
         return Levels(after - np.add.reduceat(changes, program.slot_start[:-1]), after)
 
     @property
-    def _release(self) -> float:
-        return float(self.loads.release[self.row])
+    def _release(self) -> Floats:
+        return np.asarray(self.loads.release[self.row], float)
 
     def slots(self) -> pd.DataFrame:
         """A row per action and optimizer step, as long as its slot, in slot order: what a timeline draws.

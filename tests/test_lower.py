@@ -20,8 +20,6 @@ SLOT: Template = (
 class Tiny:
     """Every slot is SLOT, and some syncs of 4 s."""
 
-    release = 0.0
-
     def __init__(self, template: Template = SLOT, syncs: tuple[Sync, ...] = (), barrier: bool = False) -> None:
         self.template, self.syncs, self.barrier = template, syncs, barrier
 
@@ -36,6 +34,9 @@ class Tiny:
 
     def activation(self, program: Program) -> Floats:
         return np.zeros(len(program.kind))
+
+    def release(self, program: Program) -> Floats:
+        return np.zeros(program.stages)
 
     def parameters(self, program: Program) -> Floats:
         return np.zeros(program.stages)
@@ -76,12 +77,19 @@ def test_a_sync_after_an_operation_runs_beside_the_rest_and_the_optimizer_waits_
 
 
 def test_a_slot_waits_for_a_sync_before_it_and_the_wait_is_a_transfer() -> None:
-    sync = Sync("all-gather", (0,), "data-parallel", before=(0,))
+    sync = Sync("all-gather", (0,), "data-parallel", before=((0, -1),))
     trace = simulate(ORDER, Tiny(syncs=(sync,)))
     assert trace.slot_start[0] == 4
-    gathered = Sync("all-gather", (1,), "data-parallel", after=((2, -1),), before=(3,))
+    gathered = Sync("all-gather", (1,), "data-parallel", after=((2, -1),), before=((3, -1),))
     causes = summarize(simulate(ORDER, Tiny(syncs=(gathered,)))).per_rank[1].bubble_causes
     assert causes["waits_for_transfer"] == 4
+
+
+def test_an_operation_inside_a_slot_waits_for_a_sync() -> None:
+    """The send of rank 0's first slot may start at 4, when what it needs is gathered; the computation starts at 0."""
+    sync = Sync("all-gather", (0,), "data-parallel", before=((0, 1),))
+    trace = simulate(ORDER, Tiny(syncs=(sync,)))
+    assert (trace.slot_start[0], trace.slot_end[0]) == (0, 9)
 
 
 def test_a_barrier_waits_for_syncs_of_every_rank() -> None:

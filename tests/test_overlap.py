@@ -72,6 +72,15 @@ def test_within_a_slot_shared_experts_and_weight_gradients_run_beside_communicat
     assert backward["dispatch"] == {"mlp.i"}
 
 
+def test_a_weight_gradient_waits_for_what_is_gathered_for_it() -> None:
+    gather = Step("mlp.gather", "mlp", "tensor-parallel", nvlink_bytes=1.0)
+    layer = LAYER._replace(weight=(gather, step("mlp.w")))
+    backward = needs(lay_out([], [layer], {"B": 0}, True))
+    assert backward["mlp.gather"] == {"mlp.i"}
+    assert backward["mlp.w"] == {"mlp.gather"}
+    assert backward["dispatch"] == {"mlp.i"}
+
+
 def test_split_backwards_hold_their_own_steps() -> None:
     assert [p.step.name for p in lay_out([], [LAYER], {"I": 0}, False).pieces] == [
         "combine", "mlp.i", "dispatch", "att.i"

@@ -293,7 +293,7 @@ def test_sizes_are_whole_numbers(key: str, value: Any) -> None:
         ("expert_imbalance", math.nan, "expert_imbalance must be a number, at least 1, not nan"),
         ("expert_imbalance", math.inf, "expert_imbalance must be a number, at least 1, not inf"),
         ("expert_imbalance", 0.9, "expert_imbalance must be a number, at least 1, not 0.9"),
-        ("communication_sms", -1, "communication_sms must be a whole number from 0 to 1000000000, not -1"),
+        ("communication_sms", -1, "communication_sms must be a whole number from 1 to 1000000000, not -1"),
         (
             "layers",
             "evn",

@@ -155,10 +155,9 @@ class Costs:
         """(stages,) bytes of parameters."""
         return _per_stage("parameter_bytes", self.parameter_bytes, program, program.ranks / program.stages)
 
-    @property
-    def release(self) -> float:
-        """The share of an activation that I frees."""
-        return self.released_by_input
+    def release(self, program: Program) -> Floats:
+        """(stages,) the share of an activation that I frees."""
+        return np.full(program.stages, float(self.released_by_input))
 
     def plan(self, program: Program) -> Plan:
         """Every slot is one task; an optimizer step where it takes time or has a barrier."""

@@ -36,8 +36,8 @@ NICS, NVLINK, KERNEL = LINKS[:2], LINKS[2:4], LINKS[4:]
 BUCKET_BYTES = 160e6
 """Gradients reduced at once: 40 million parameters in fp32, Megatron-LM's bucket."""
 
-SlotKey = tuple[tuple[str, int], ...]
-"""What a slot runs apart from its micro-batches: kind and class of stage of each action."""
+SlotKey = tuple[tuple[str, tuple[Any, ...]], ...]
+"""What a slot runs apart from its micro-batches: kind of each action and the shape of its stage."""
 
 
 class Piece(NamedTuple):
@@ -55,8 +55,10 @@ class ModelledCosts:
     """The costs of a step of `model` on `cluster`, laid out as `parallel`; implements plan.StepCosts.
 
     speeds: how many times as long as its profile says each rank computes. lengths: work of each micro-batch over the
-    average one. imbalance: tokens of the fullest expert-parallel GPU over the mean, of each layer with experts, instead
-    of the layout's one figure for all. Each may be empty; speeds and lengths that are left out are 1.
+    average one, to which computation, exchanges, messages and activations are taken to be proportional (attention's
+    quadratic part is not modelled). imbalance: tokens of the fullest expert-parallel GPU over the mean, of each layer
+    with experts, instead of the layout's one figure for all (times only; memory takes the layout's). Each may be empty;
+    speeds and lengths that are left out are 1.
     """
 
     model: Model
@@ -95,11 +97,11 @@ class ModelledCosts:
         message = np.flatnonzero(graph.message)
         sent = collectives.point_to_point(self.cluster, self._message_bytes, self._across_nodes)
         numbers.latency[message] = sent.latency
-        numbers.work[message] = sent.network_bytes + sent.nvlink_bytes
+        numbers.work[message] = (sent.network_bytes + sent.nvlink_bytes) * self._lengths(program)[graph.action[message]]
         exchanges = [exchange for _, exchange in self._syncs(program)]
         for task, exchange in zip(np.flatnonzero(graph.word == SYNC).tolist(), exchanges, strict=True):
-            piece = self._transfer(exchange, 0)
-            numbers.latency[task], numbers.work[task] = piece.latency, piece.work
+            piece = self._transfer(exchange, self.parallel.communication_sms)
+            numbers.latency[task], numbers.work[task], numbers.held[task] = piece[:3]
             entries = slice(graph.route.start[task], graph.route.start[task + 1])
             numbers.weight[entries] = np.resize(piece.weights, entries.stop - entries.start)  # on each of its ranks
         ranks = range(program.ranks)
@@ -112,16 +114,18 @@ class ModelledCosts:
         kept = self._by_stage(
             program, "activation", lambda s: memory.total(memory.activation(self.model, self.parallel, s))
         )
-        return np.where(program.kind == Kind.F, np.array(kept)[program.stage], 0.0)
+        return np.where(program.kind == Kind.F, np.array(kept)[program.stage], 0.0) * self._lengths(program)
 
-    @property
-    def release(self) -> float:
-        """The share of an activation that I frees, of the last layer: negative where I leaves more for W than it frees.
+    def release(self, program: Program) -> Floats:
+        """(stages,) the share of an activation that I frees: negative where I leaves more for W than it frees.
 
         I keeps for W the gradients of products' outputs, and the inputs that it recomputed.
         """
-        stage = Stage(1, (self.model.layers - 1,), embedding=False, head=False, mtp=False)
-        freed, kept, added = map(memory.total, memory.released_by_input(self.model, self.parallel, stage))
+        return np.array(self._by_stage(program, "release", self._stage_release))
+
+    def _stage_release(self, stage: Stage) -> float:
+        split = memory.released_by_input(self.model, self.parallel, stage)
+        freed, kept, added = map(memory.total, split)
         return (freed - added) / (freed + kept) if freed + kept else 0.0
 
     def parameters(self, program: Program) -> Floats:
@@ -153,7 +157,10 @@ class ModelledCosts:
         return {kind: sum(part[kind] for part in parts) for kind in parts[0]}
 
     def computed_flops(self, program: Program) -> float:
-        """FLOPs of all matrix products of a step on one GPU of each rank, recomputation included."""
+        """FLOPs of a step's matrix products on a GPU of each rank, recomputation included, loads being balanced."""
+        if self.imbalance or self.parallel.expert_imbalance > 1:
+            balanced = replace(self.parallel, expert_imbalance=1.0)
+            return ModelledCosts(self.model, self.cluster, balanced).computed_flops(program)
         kinds, template_of = self._kinds(program)
         each = np.array([sum(piece.step.flops for piece in self._slots[key].pieces) for key in kinds])
         return float(each[template_of].sum())
@@ -202,22 +209,24 @@ class ModelledCosts:
         for number in codes.tolist():
             one, two = divmod(number, base)
             actions = [one] if two == 0 else [one, two - 1]
-            keys.append(tuple((KINDS[a // len(every)].name, a % len(every)) for a in actions))
-            self._slots.setdefault(keys[-1], self._lay_out(keys[-1], every))
+            keys.append(tuple((KINDS[a // len(every)].name, shapes[a % len(every)]) for a in actions))
+            if keys[-1] not in self._slots:
+                self._slots[keys[-1]] = self._lay_out(
+                    {KINDS[a // len(every)].name: every[a % len(every)] for a in actions}
+                )
         return keys, np.asarray(template_of, np.int64)
 
     def _shape(self, stage: Stage) -> tuple[Any, ...]:
         layers = tuple((self.model.layer(index).kind, self._imbalance(index)) for index in stage.layers)
         return layers, stage.embedding, stage.head, stage.mtp
 
-    def _lay_out(self, key: SlotKey, every: tuple[Stage, ...]) -> Laid:
-        if key in self._slots:
-            return self._slots[key]
-        by_kind = {kind: self._passes(every[stage]) for kind, stage in key}
-        forward, backward = by_kind.get("F", []), [p for kind, p in by_kind.items() if kind != "F"]
-        back = list(reversed(backward[0])) if backward else []
-        parts = {kind: number for number, (kind, _) in enumerate(key)}
-        return lay_out(forward, back, parts, self.parallel.overlap == "within-slot")
+    def _lay_out(self, actions: dict[str, Stage]) -> Laid:
+        """A slot of one or two kinds of action, each of a stage."""
+        forward = self._passes(actions["F"]) if "F" in actions else []
+        back = [stage for kind, stage in actions.items() if kind != "F"]
+        backward = self._passes(back[0])[::-1] if back else []
+        parts = {kind: number for number, kind in enumerate(actions)}
+        return lay_out(forward, backward, parts, self.parallel.overlap == "within-slot")
 
     def _passes(self, stage: Stage) -> list[Passes]:
         """A stage's passes, in the order of its forward: embedding, layers, MTP modules, head."""
@@ -249,7 +258,7 @@ class ModelledCosts:
             Operation(piece.step.name, piece.step.streams, piece.needs, piece.part, _links(piece.step))
             for piece in laid.pieces
         ]
-        return (*found, Operation(END, self._streams, (len(found) - 1,), -1 if len(key) == 2 else 0))
+        return (*found, Operation(END, self._streams, (len(found) - 1,) if found else (), -1 if len(key) == 2 else 0))
 
     @cached_property
     def _streams(self) -> tuple[str, ...]:
@@ -295,10 +304,14 @@ class ModelledCosts:
         computes = np.diff(graph.route.start)[inside] == 0
         speeds = np.ones(program.ranks)
         speeds[: len(self.speeds)] = self.speeds
+        factor = np.where(computes, speeds[graph.rank[inside]], 1.0)
+        numbers.work[inside] *= factor * self._lengths(program)[graph.action[inside]]
+
+    def _lengths(self, program: Program) -> Floats:
+        """(actions,) the length of each one's micro-batch over the average."""
         lengths = np.ones(program.microbatches)
         lengths[: len(self.lengths)] = self.lengths
-        factor = np.where(computes, speeds[graph.rank[inside]], 1.0)
-        numbers.work[inside] *= factor * lengths[program.microbatch[graph.action[inside]]]
+        return np.asarray(lengths[program.microbatch], float)
 
     # Outside slots.
 
@@ -326,40 +339,47 @@ class ModelledCosts:
         return self.cluster.memory_seconds(2 * shard * (state + p.gradient_bytes))
 
     def _syncs(self, program: Program) -> list[tuple[Sync, Exchange]]:
-        """What each rank does for its stages' gradients and parameters, in the order of its data-parallel stream."""
+        """What ranks do for their stages' gradients and parameters, in the order of each one's data-parallel stream.
+
+        The stream is first in, first out: gathers and reductions are sorted by the slot whose end lets them start.
+        """
         ends = _ends(program)
-        found = []
+        found: list[_Timed] = []
         for rank, held in enumerate(self._held(program)):
             for stage in held:
                 found += self._gathers(program, rank, stage, ends)
-        for rank, held in enumerate(self._held(program)):
-            for stage in sorted(held, key=lambda s: ends.last[rank, s.index]):
                 found += self._reductions(program, rank, stage, ends)
-        return found + self._copies(program, ends)
+        found.sort(key=lambda timed: timed.when)
+        return [(timed.sync, timed.exchange) for timed in found] + self._copies(program, ends)
 
-    def _gathers(self, program: Program, rank: int, stage: Stage, ends: Ends) -> list[tuple[Sync, Exchange]]:
-        """ZeRO 1 and 2: parameters once, before the first forward of the stage, or of the rank if not overlapped.
-
-        ZeRO 3: before every slot of the stage, fetched while the slot before it runs.
-        """
-        if self.parallel.zero == 0:
+    def _gathers(self, program: Program, rank: int, stage: Stage, ends: Ends) -> list[_Timed]:
+        """ZeRO 1 and 2: parameters once, layer by layer as the stage's first forward comes to them; before the rank's
+        first slot if that is not overlapped. ZeRO 3: before every F, I and B of the stage, fetched while the slot
+        before it runs."""
+        p = self.parallel
+        if p.zero == 0:
             return []
-        exchange = self._over_peers(stage, collectives.all_gather, "parameters", 1)
-        first = int(ends.first[rank, stage.index])
-        start = int(program.rank_start[rank])
-        if self.parallel.zero < 3:
-            return _sync("all-gather", (rank,), (), (first if self.parallel.gather_overlap else start,), exchange)
-        visits = program.action_slot[(program.action_rank == rank) & (program.stage == stage.index)]
-        ahead = 2 if self.parallel.gather_overlap else 1
-        return [
-            sync
-            for slot in np.unique(visits).tolist()
-            for sync in _sync(
-                "all-gather", (rank,), ((slot - ahead, -1),) if slot - ahead >= start else (), (slot,), exchange
-            )
-        ]
+        start, first = int(program.rank_start[rank]), int(ends.first[rank, stage.index])
+        if p.zero < 3:
+            kinds, template_of = self._kinds(program)
+            layers = self._slots[kinds[template_of[first]]].starts if p.gather_overlap else ()
+            places = [(first, index) for index in layers] or [(start, -1)]
+            each = self._over_peers(program, stage, collectives.all_gather, "parameters", len(places))
+            return [
+                timed
+                for order, place in enumerate(places)
+                for timed in _sync("all-gather", (rank,), (), (place,), each, (first - 1, 0, order))
+            ]
+        each = self._over_peers(program, stage, collectives.all_gather, "parameters", 1)
+        needs = (program.action_rank == rank) & (program.stage == stage.index) & (program.kind != Kind.W)
+        ahead = 2 if p.gather_overlap else 1
+        found = []
+        for slot in np.unique(program.action_slot[needs]).tolist():
+            after = ((slot - ahead, -1),) if slot - ahead >= start else ()
+            found += _sync("all-gather", (rank,), after, ((slot, -1),), each, (slot - ahead, 0, slot))
+        return found
 
-    def _reductions(self, program: Program, rank: int, stage: Stage, ends: Ends) -> list[tuple[Sync, Exchange]]:
+    def _reductions(self, program: Program, rank: int, stage: Stage, ends: Ends) -> list[_Timed]:
         """Gradients in buckets, each once the last micro-batch's weight gradients of its layers are there.
 
         ZeRO 2 and 3 reduce every micro-batch's, after its slot.
@@ -370,11 +390,16 @@ class ModelledCosts:
         if self.parallel.zero >= 2:
             makes = np.isin(program.kind, (Kind.W, Kind.B)) & (program.stage == stage.index)
             slots = program.action_slot[makes & (program.action_rank == rank)].tolist()
-            after, each = [(slot, -1) for slot in slots], self._over_peers(stage, way, "gradients", 1)
+            after = [(slot, -1) for slot in slots]
+            each = self._over_peers(program, stage, way, "gradients", 1)
         else:
             after = self._buckets(program, rank, stage, int(ends.last[rank, stage.index]))
-            each = self._over_peers(stage, way, "gradients", len(after))
-        return [sync for place in after for sync in _sync(name, (rank,), (place,), (), each)]
+            each = self._over_peers(program, stage, way, "gradients", len(after))
+        return [
+            timed
+            for order, place in enumerate(after)
+            for timed in _sync(name, (rank,), (place,), (), each, (place[0], 1, order))
+        ]
 
     def _buckets(self, program: Program, rank: int, stage: Stage, slot: int) -> list[tuple[int, int]]:
         """After which operations of a stage's last backward its buckets are complete."""
@@ -382,32 +407,43 @@ class ModelledCosts:
             return [(int(program.rank_start[rank + 1]) - 1, -1)]
         kinds, template_of = self._kinds(program)
         made = self._slots[kinds[template_of[slot]]].gradients
+        if not made:  # a stage without weights of its own
+            return [(slot, -1)]
         count = int(min(max(self._gradient_bytes(stage) // BUCKET_BYTES, 1), len(made)))
         return [(slot, made[(number + 1) * len(made) // count - 1]) for number in range(count)]
 
     def _copies(self, program: Program, ends: Ends) -> list[tuple[Sync, Exchange]]:
-        """Where two ranks hold a stage, they add up its gradients at the end."""
-        found = []
+        """Where two ranks hold a stage, they add up its gradients at the end: all of them without ZeRO, and with it
+        each the half of the shard that it updates."""
+        p, found = self.parallel, []
         for stage in self.stages(program):
             ranks = tuple(rank for rank, held in enumerate(program.placement) if stage.index in held)
-            if len(ranks) > 1:
-                size = self._gradient_bytes(stage) / (1 if self.parallel.zero == 0 else self.parallel.dp)
-                exchange = collectives.point_to_point(self.cluster, size, self._across_nodes)
-                after = tuple((int(ends.last[rank, stage.index]), -1) for rank in ranks)
-                found += _sync("reduce copies", ranks, after, (), exchange)
+            if len(ranks) < 2:
+                continue
+            held = memory.weights(self.model, p, [stage])
+            size = self._gradient_bytes(stage)
+            if p.zero:
+                size = p.gradient_bytes * (held.dense / (p.dp * p.cp) + held.experts / p.edp) / len(ranks)
+            exchange = collectives.point_to_point(self.cluster, size, self._across_nodes)
+            after = tuple((int(ends.last[rank, stage.index]), -1) for rank in ranks)
+            found += [(t.sync, t.exchange) for t in _sync("reduce copies", ranks, after, (), exchange, (0, 0, 0))]
         return found
 
-    def _over_peers(self, stage: Stage, way: Any, what: str, parts: int) -> Exchange:
-        """A collective of one of `parts` of a stage's dense weights over its peers, and of its experts' over theirs."""
+    def _over_peers(self, program: Program, stage: Stage, way: Any, what: str, parts: int) -> Exchange:
+        """A collective of one of `parts` of a stage's dense weights over its peers, and of its experts' over theirs.
+
+        Parameters come from the shards of all copies of the stage; each copy reduces its own gradients.
+        """
         held = memory.weights(self.model, self.parallel, [stage])
         p = self.parallel
-        sizes = [held.dense_bytes, held.expert_bytes]
-        if what == "gradients":
-            sizes = [held.dense * p.gradient_bytes, held.experts * p.gradient_bytes]
+        sizes, copies = [held.dense * p.gradient_bytes, held.experts * p.gradient_bytes], 1
+        if what == "parameters":
+            sizes = [held.dense_bytes, held.expert_bytes]
+            copies = sum(stage.index in other for other in program.placement)
         total = Exchange(0.0, 0.0, 0.0)
         for size, group, stride in ((sizes[0], p.dp * p.cp, p.tp), (sizes[1], p.edp, p.ep * p.etp)):
             near = max(1, min(group, self.cluster.node.nvlink.domain_gpus // stride))
-            done = way(self.cluster, size / parts, group, near)
+            done = way(self.cluster, size / parts, group * copies, near)
             total = Exchange(*(a + b for a, b in zip(total[:3], done[:3], strict=True)))
         return total
 
@@ -438,10 +474,23 @@ def _links(step: Step) -> tuple[str, ...]:
     return LINKS if step.network_bytes or step.nvlink_bytes else ()
 
 
+class _Timed(NamedTuple):
+    """A sync with its exchange, and where it stands among those of its ranks."""
+
+    sync: Sync
+    exchange: Exchange
+    when: tuple[int, int, int]
+
+
 def _sync(
-    name: str, ranks: tuple[int, ...], after: tuple[tuple[int, int], ...], before: tuple[int, ...], exchange: Exchange
-) -> list[tuple[Sync, Exchange]]:
+    name: str,
+    ranks: tuple[int, ...],
+    after: tuple[tuple[int, int], ...],
+    before: tuple[tuple[int, int], ...],
+    exchange: Exchange,
+    when: tuple[int, int, int],
+) -> list[_Timed]:
     """One on the data-parallel stream, unless it moves nothing."""
     if exchange.network_bytes + exchange.nvlink_bytes == 0:
         return []
-    return [(Sync(name, ranks, "data-parallel", after, before, LINKS), exchange)]
+    return [_Timed(Sync(name, ranks, "data-parallel", after, before, LINKS), exchange, when)]

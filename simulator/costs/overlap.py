@@ -28,9 +28,11 @@ class Piece(NamedTuple):
 
 
 class Laid(NamedTuple):
-    """A slot laid out: its pieces in order, and for each layer the piece that completes its weight gradients."""
+    """A slot laid out: its pieces in order, those with which each layer's forward begins, and those that complete the
+    weight gradients of a part of a layer."""
 
     pieces: tuple[Piece, ...]
+    starts: tuple[int, ...]
     gradients: tuple[int, ...]
 
 
@@ -63,6 +65,7 @@ class _Layout:
     def __init__(self, within_slot: bool) -> None:
         self.within_slot = within_slot
         self.pieces: list[Piece] = []
+        self.starts: list[int] = []
         self.gradients: list[int] = []
         self.at: list[tuple[int, ...]] = [(), ()]  # where each part's pass has got to
 
@@ -73,8 +76,10 @@ class _Layout:
             self.at[part] = (len(self.pieces) - 1,)
 
     def aside(self, steps: Sequence[Step], part: int) -> None:
-        """Steps that need what the pass has got to, but that nothing later in it needs."""
-        self.pieces += [Piece(step, part, self.at[part]) for step in steps]
+        """A chain behind the part's pass so far that nothing later in it needs."""
+        at = self.at[part]
+        self.run(steps, part)
+        self.at[part] = at
 
     def forward(self, leg: dict[str, Leg], name: str, part: int) -> None:
         """A leg of a forward. Within a slot, shared experts need the attention only and run beside the dispatch."""
@@ -99,7 +104,7 @@ class _Layout:
             self.gradients.append(len(self.pieces) - 1)
 
     def done(self) -> Laid:
-        return Laid(tuple(self.pieces), tuple(self.gradients))
+        return Laid(tuple(self.pieces), tuple(self.starts), tuple(self.gradients))
 
 
 BACKWARD = ("combine", "mlp", "dispatch", "attention")
@@ -123,6 +128,7 @@ def lay_out(forward: Sequence[Passes], backward: Sequence[Passes], parts: dict[s
 
 
 def _forward(layout: _Layout, layer: Passes, part: int) -> None:
+    layout.starts.append(len(layout.pieces))
     cut = legs(layer.forward)
     for name in ("attention", "dispatch", "mlp", "combine"):
         layout.forward(cut, name, part)
@@ -147,6 +153,7 @@ def _interleave(layout: _Layout, ahead: Passes | None, back: Passes | None, one:
         return
     f, i, w = legs(ahead.forward), legs(back.input), legs(back.weight)
     layout.run(_steps(i, "combine"), two)
+    layout.starts.append(len(layout.pieces))
     layout.run(_steps(f, "attention"), one)
     layout.run(_steps(f, "dispatch"), one)
     layout.run(_steps(i, "mlp"), two)

@@ -123,7 +123,7 @@ class Parallel:
     master_bytes: Annotated[int, one_of(0, 2, 4)] = 4
     moment_bytes: Annotated[int, one_of(1, 2, 4)] = 4
     gradient_bytes: Annotated[int, one_of(2, 4)] = 4
-    communication_sms: Annotated[int, whole(0)] = 20
+    communication_sms: Annotated[int, whole(1)] = 20
     overlap: Annotated[str, one_of("none", "within-slot")] = "none"
     gradient_overlap: Switch = True
     gather_overlap: Switch = True

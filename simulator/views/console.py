@@ -76,7 +76,7 @@ def _efficiency(found: Efficiency, summary: Summary) -> list[str]:
         f"{number(e.tflops_per_gpu)} TFLOP/s a GPU",
         f"MFU {e.mfu:.1%} (causal, of the dense BF16 peak; with full attention {e.mfu_noncausal:.1%}, of the format's "
         f"peak {e.mfu_format_peak:.1%}), HFU {e.hfu:.1%}",
-        f"communication that computation does not hide: {number(e.exposed_communication_s)} s a rank on average",
+        f"communication inside slots that nothing hides: {number(e.exposed_communication_s)} s a rank on average",
         "",
     ]
     kinds = [kind for kind, size_ in e.memory.by_kind.items() if size_ > 0]
