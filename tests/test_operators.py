@@ -191,7 +191,7 @@ def test_communication_leaves_fewer_sms() -> None:
     steps = sum(last_layer(V3, **TRACE), ())
     assert all(step.beside >= step.seconds for step in steps)
     assert sum(step.beside for step in steps) > 1.05 * seconds(steps)
-    few = sum(last_layer(V3, communication_sms=1), ())
+    few = sum(last_layer(V3, **{**TRACE, "communication_sms": 1}), ())
     assert sum(step.beside for step in few) < sum(step.beside for step in steps)
 
 
