@@ -7,24 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simpipe import schedules
 from simpipe.schedules import ClosedForm
 from simpipe.simulator import bubbles
 from simpipe.simulator.costs.given import Costs
-from simpipe.simulator.costs.modelled import ModelledCosts
-from simpipe.simulator.efficiency import Efficiency, efficiency
 from simpipe.simulator.errors import CostsError, ScheduleError
 from simpipe.simulator.graph import Engine
-from simpipe.simulator.plan import StepCosts
 from simpipe.simulator.program import Program
-from simpipe.simulator.scenario import Scenario
 from simpipe.simulator.summary import Summary, summarize
 from simpipe.simulator.trace import Trace, simulate
 
 LONGEST = 10
 """Bubbles that a result names with the task that ends each."""
+
+if TYPE_CHECKING:
+    from simpipe.simulator.costs.modelled import ModelledCosts
+    from simpipe.simulator.efficiency import Efficiency
+    from simpipe.simulator.scenario import Scenario
 
 RANKS, MICROBATCHES = 8, 20
 """The size of a schedule given by name where nothing else says it: the worked example of the DeepSeek-V3 report."""
@@ -36,7 +37,7 @@ class Case:
 
     schedule: str
     program: Program
-    costs: StepCosts
+    costs: Costs | ModelledCosts
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,8 @@ def given(schedule: str, ranks: int | None, microbatches: int | None, chunks: in
 
 def modelled(scenario: Scenario) -> Case:
     """The case that a scenario describes. Raises SimpipeError."""
+    from simpipe.simulator.costs.modelled import ModelledCosts
+
     loaded = scenario.load()
     spec, parallel = loaded.schedule, loaded.parallel
     program = schedules.program(spec.name, parallel.ranks, parallel.microbatches, spec.chunks, **spec.options)
@@ -95,9 +98,11 @@ def simulated(case: Case, engine: Engine = "auto") -> tuple[Trace, Figures]:
     """Run a case and find its figures."""
     trace = simulate(case.program, case.costs, engine)
     closed = means = None
-    if isinstance(case.costs, ModelledCosts):
-        means = efficiency(trace, case.costs)
-    elif isinstance(case.costs, Costs):
+    if isinstance(case.costs, Costs):
         closed = schedules.closed_form(case.schedule, case.program, case.costs)
+    else:
+        from simpipe.simulator.efficiency import efficiency
+
+        means = efficiency(trace, case.costs)
     longest = bubbles.longest(trace, LONGEST)
     return trace, Figures(summarize(trace), trace.critical_seconds, longest, closed, means)

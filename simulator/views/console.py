@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simpipe.schedules import ClosedForm
 from simpipe.simulator.case import Figures
-from simpipe.simulator.efficiency import Efficiency
 from simpipe.simulator.graph import INTERVAL
 from simpipe.simulator.program import Program, slot_text
 from simpipe.simulator.summary import RankSummary, Summary
+
+if TYPE_CHECKING:
+    from simpipe.simulator.efficiency import Efficiency
 
 MOST_RANKS = 32
 """A longer table of ranks is cut; --json has them all."""
