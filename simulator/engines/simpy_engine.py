@@ -47,13 +47,13 @@ class _Run:
         self.gate: dict[int, simpy.Event] = {}  # what a stream's process waits at
         self.start = [0.0] * graph.tasks
         self.end = [0.0] * graph.tasks
-        self.streams = [_items(graph.streams, task) for task in range(graph.tasks)]
+        self.on_stream: list[bool] = (np.diff(graph.streams.start) > 0).tolist()
         self.machine = Machine(self.env, graph, loads, row) if loads.contended(graph) else None
         self.seconds = loads.durations(graph)[row].tolist()  # of the tasks that the machine does not concern
         for own in _walks(graph):
             self.env.process(self.walk(own))
-        for task, streams in enumerate(self.streams):
-            if not streams and not self.left[task]:
+        for task, on_stream in enumerate(self.on_stream):
+            if not on_stream and not self.left[task]:
                 self.env.process(self.perform(task))
         self.env.run()
         assert not any(self.left), "the graph's order was checked, so every task must have run"
@@ -93,7 +93,7 @@ class _Run:
             self.left[other] -= 1
             if self.left[other]:
                 continue
-            if self.streams[other]:
+            if self.on_stream[other]:
                 if other in self.gate:
                     self.gate.pop(other).succeed()
             elif self.machine and self.machine.concerns(other):
