@@ -13,7 +13,7 @@ test: $(VENV)/.installed-test lint  ## install with the test tools, then lint, c
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy -p simpipe.simulator -p simpipe.schedules -m simpipe.cli
+	$(VENV)/bin/mypy -p simpipe.simulator -p simpipe.schedules -p simpipe.commands -m simpipe.cli
 
 $(VENV)/.installed: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

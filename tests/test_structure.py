@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("simulator/**/*.py"), *ROOT.glob("schedules/*.py")])
+FOLDERS = ("simulator", "schedules", "commands")
+SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py"))])
 
 LAYERS = [
     "simulator.errors",
@@ -41,6 +42,8 @@ LAYERS = [
     "simulator.case",
     "simulator.comparison",
     "simulator.views",
+    "commands.options",
+    "commands",
     "cli",
     "__main__",
 ]

@@ -1,0 +1,202 @@
+"""run and compare: simulate steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from simpipe.commands.options import (
+    Chunks,
+    CostsText,
+    Cp,
+    Engine,
+    Ep,
+    File,
+    GlobalBatch,
+    Gpus,
+    Hardware,
+    Json,
+    Microbatches,
+    MicrobatchSize,
+    ModelName,
+    Outs,
+    Precision,
+    Ranks,
+    Recompute,
+    Schedule,
+    Schedules,
+    Sequence,
+    Sets,
+    Step,
+    Tp,
+    Worker,
+    Zero,
+    engine_of,
+    modelled_flags,
+    overlaps,
+    print_json,
+    refuse_flags,
+    scenario_of,
+    words,
+)
+from simpipe.simulator.errors import CostsError, ParallelError, ScheduleError, SimpipeError
+
+if TYPE_CHECKING:
+    from simpipe.simulator.case import Case
+
+
+def run(
+    scenario: File = None,
+    schedule: Schedule = None,
+    ranks: Ranks = None,
+    microbatches: Microbatches = None,
+    chunks: Chunks = None,
+    costs: CostsText = None,
+    model: ModelName = None,
+    hardware: Hardware = None,
+    gpus: Gpus = None,
+    global_batch: GlobalBatch = None,
+    sequence: Sequence = None,
+    microbatch_size: MicrobatchSize = None,
+    tp: Tp = None,
+    cp: Cp = None,
+    ep: Ep = None,
+    zero: Zero = None,
+    recompute: Recompute = None,
+    precision: Precision = None,
+    set: Sets = None,
+    step: Step = None,
+    worker: Worker = None,
+    engine: Engine = "auto",
+    json: Json = False,
+    out: Outs = None,
+) -> None:
+    """Simulate one step: its timeline, its bubbles and their causes, its memory.
+
+    Costs are given by hand (--costs), or follow from a model on a machine (--model and the options below it, or a
+    scenario file).
+    """
+    flags = modelled_flags(locals())
+    if Path(costs or "").suffix.lower() in (".parquet", ".csv"):
+        replay(schedule or "dualpipe", ranks, microbatches, chunks, str(costs), step, worker, engine, json, out or [])
+        return
+    if step is not None or worker is not None:
+        raise SimpipeError("--step and --worker choose from a table of measured operations; give one with --costs")
+    from simpipe.simulator import case as cases
+    from simpipe.simulator import views
+    from simpipe.simulator.views import console
+
+    views.check(out or [])
+    if scenario or model:
+        case = cases.modelled(scenario_of(scenario, schedule, costs, microbatches, flags, set or []))
+    else:
+        refuse_flags(flags, set or [])
+        case = cases.given(schedule or "dualpipe", ranks, microbatches, chunks, costs or "")
+    trace, figures = cases.simulated(case, engine_of(engine))
+    program = case.program
+    if not json and not out:
+        out = [f"{program.name}-{program.ranks}x{program.microbatches}.html"]
+    written = [path for target in out or [] for path in views.write(trace, target)]
+    if json:
+        print_json(figures.to_dict())
+    else:
+        print("\n".join([*console.run(figures), *(f"wrote {path}" for path in written)]))
+
+
+def replay(
+    schedule: str, ranks: int | None, microbatches: int | None, chunks: int | None,
+    table: str, step: int | None, worker: int | None, engine: str, json: bool, out: list[str],
+) -> None:  # fmt: skip
+    """`run` over measured operations: every step and worker pipeline of the table, or the chosen ones."""
+    from simpipe.simulator import case as cases
+    from simpipe.simulator import replay as replays
+    from simpipe.simulator import views
+    from simpipe.simulator.costs import measured
+    from simpipe.simulator.trace import simulate
+
+    views.check(out)
+    if out and (step is None or worker is None):
+        raise SimpipeError("--out draws one run of a measured table; choose it with --step and --worker")
+    operations = measured.read(table)
+    program = cases.given(
+        schedule, ranks or operations.stages, microbatches or operations.microbatches, chunks, ""
+    ).program
+    steps, workers = (None if chosen is None else [chosen] for chosen in (step, worker))
+    result = replays.replay(program, operations, steps, workers, engine_of(engine))
+    written = []
+    if step is not None and worker is not None:
+        trace = simulate(program, operations.costs(step, worker), engine_of(engine))
+        written = [path for target in out for path in views.write(trace, target)]
+    if json:
+        print_json(result.to_dict())
+    else:
+        print("\n".join(replays.describe(result) + [f"wrote {path}" for path in written]))
+
+
+def compare(
+    scenario: File = None,
+    schedule: Schedules = None,
+    ranks: Ranks = None,
+    microbatches: Microbatches = None,
+    costs: CostsText = None,
+    model: ModelName = None,
+    hardware: Hardware = None,
+    gpus: Gpus = None,
+    global_batch: GlobalBatch = None,
+    sequence: Sequence = None,
+    microbatch_size: MicrobatchSize = None,
+    tp: Tp = None,
+    cp: Cp = None,
+    ep: Ep = None,
+    zero: Zero = None,
+    recompute: Recompute = None,
+    precision: Precision = None,
+    set: Sets = None,
+    engine: Engine = "auto",
+    json: Json = False,
+    out: Annotated[list[str] | None, words("Where to write, as .csv, .png or .svg; repeatable.", "PATH")] = None,
+) -> None:
+    """Compare schedules on one basis: equal ranks, micro-batches and layers; or equal model, GPUs and global batch.
+
+    Modelled steps are run twice, with slots other than F&B as chains and overlapped within, unless --set overlap=...
+    says which.
+    """
+    flags = modelled_flags(locals())
+    from simpipe import schedules
+    from simpipe.simulator import case as cases
+    from simpipe.simulator import comparison, views
+    from simpipe.simulator.views import console
+
+    views.check_comparison(out or [])
+    wanted: dict[str, Callable[[], Case]] = {}
+    for text in schedule or schedules.catalogue():
+        if not (scenario or model):
+            refuse_flags(flags, set or [])
+            wanted[text] = partial(cases.given, text, ranks, microbatches, None, costs or "")
+            continue
+        for suffix, overlap in overlaps(set or []):
+            build = partial(scenario_of, scenario, text, costs, microbatches, flags, [*(set or []), *overlap])
+            wanted[text + suffix] = lambda build=build: cases.modelled(build())  # type: ignore[misc]
+    traces, entries, refused = {}, [], []
+    for label, build_case in wanted.items():
+        try:
+            trace, figures = cases.simulated(build_case(), engine_of(engine))
+        except (ScheduleError, CostsError, ParallelError) as error:
+            if schedule:
+                raise type(error)(f"{label}: {error}") from None
+            refused.append(f"{label}: {error}")
+            continue
+        entries.append(comparison.Entry(label, figures))
+        if out:  # many large traces would not fit into memory together
+            traces[label] = trace
+    if not entries:
+        raise SimpipeError(f"there is nothing to compare: {refused[0]}")
+    ordered, rows = comparison.rank(entries)
+    for path in out or []:
+        views.write_comparison(rows, {entry.label: traces[entry.label] for entry in ordered}, path)
+    if json:
+        print_json({"schedules": rows, "refused": refused})
+    else:
+        print("\n".join([*console.comparison(rows, refused), *(f"wrote {path}" for path in out or [])]))
