@@ -13,11 +13,11 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar, cast
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 from simpipe.simulator.costs import profile
 from simpipe.simulator.costs.profile import (
@@ -27,6 +27,7 @@ from simpipe.simulator.costs.profile import (
     Count,
     Factor,
     Figure,
+    Fitted,
     Positive,
     ProfileKind,
     Ratio,
@@ -197,9 +198,13 @@ class Cluster:
         """The numbers that no seen source gives, and why each was taken."""
         return {key: figure.source for key, figure in self.figures.items() if figure.assumed}
 
-    def rows(self) -> list[tuple[str, str, str, bool]]:
-        """Key, value with unit, source, whether assumed: what `simpipe show hardware` prints."""
-        return [(key, f.written, f.source, f.assumed) for key, f in self.figures.items()]
+    def rows(self) -> list[profile.Row]:
+        """What `simpipe show hardware` prints."""
+        return profile.rows(self.figures)
+
+    def fitted(self, curve: str) -> Fitted:
+        """What a fit said of a curve, by its key path (`gpu.gemm.bf16`); nothing where nobody fitted it."""
+        return next((f.fitted for key, f in self.figures.items() if key.startswith(f"{curve}.")), Fitted())
 
     def peak(self, format: str) -> float:
         """Dense peak FLOP/s in a number format."""
@@ -247,51 +252,93 @@ class Cluster:
 def _gemm(curve: GemmCurve, groups: tuple[tuple[int, int, int, int], ...], on: _Share, output: float) -> float:
     """Seconds of products (m, n, k, how many) with the fastest tile and split."""
     rate, sms, bandwidth, element = on
-    groups = tuple(sorted((group for group in groups if min(group) > 0), key=lambda group: -group[2]))
-    moved = sum(count * (element * (m + n) * k + output * m * n) for m, n, k, count in groups)
-    partial = sum(count * 8.0 * m * n for m, n, _, count in groups)  # an fp32 partial sum, written and read
-    choices = []
-    for rows, columns in TILES:
-        half = curve.tile_half * ((rows + columns) / (rows * columns) - sum(TILES[0]) / math.prod(TILES[0]))
-        tile_rate = rate * curve.efficiency / (1 + half)
-        for split in SPLITS:
-            if split > 1 and sum(c * math.ceil(m / rows) * math.ceil(n / columns) for m, n, _, c in groups) >= sms:
-                break  # the SMs are full already
-            tiles, filled, waves, longest = 0, 0.0, 0.0, 0.0
-            for m, n, k, count in groups:  # longest tiles first: a wave lasts as long as its first tile
-                seconds = 2 * rows * columns * (k / split + curve.k_ramp) / tile_rate
-                before, tiles = tiles, tiles + count * split * math.ceil(m / rows) * math.ceil(n / columns)
-                filled += seconds * (tiles - before) / sms
-                waves += seconds * (-(-tiles // sms) + -before // sms)
-                longest = max(longest, seconds)
-            compute = max(longest, curve.wave_quantisation * waves + (1 - curve.wave_quantisation) * filled)
-            traffic = moved + (split * partial if split > 1 else 0.0)
-            choices.append(_corner(compute, traffic / (bandwidth * curve.memory_efficiency), curve.sharpness))
-    return curve.floor + min(choices) if groups else 0.0
+    there = sorted((group for group in groups if min(group) > 0), key=lambda group: -group[2])
+    found = [0.0]
+    if there:
+        m, n, k, count = zip(*there, strict=True)
+        gemm_times(found, (0, len(m)), m, n, k, count, (sms,), (output,), rate, bandwidth, element, astuple(curve))
+    return found[0]
+
+
+def gemm_times(
+    found: Any, start: Any, m: Any, n: Any, k: Any, count: Any, sms: Any, output: Any,
+    rate: float, bandwidth: float, element: float, curve: Any,
+) -> None:  # fmt: skip
+    """Fill `found` with the seconds of kernels, each with the fastest tile and split. A kernel of `kernels`.
+
+    Kernel i has products start[i] to start[i + 1], `count` times m x n x k, longest k first, on `sms` SMs; `output`
+    bytes are moved an output element. rate: FLOP/s of an SM; bandwidth: bytes/s of memory; element: bytes; curve: a
+    GemmCurve's numbers.
+    """
+    efficiency, tile_half, k_ramp, wave_quantisation, memory_efficiency, sharpness, floor = curve
+    for row in range(len(found)):
+        products = range(start[row], start[row + 1])
+        moved, partial = 0.0, 0.0
+        for i in products:
+            moved += count[i] * (element * (m[i] + n[i]) * k[i] + output[row] * m[i] * n[i])
+            partial += count[i] * 8.0 * m[i] * n[i]  # an fp32 partial sum, written and read
+        best = math.inf
+        for rows, columns in TILES:
+            half = tile_half * ((rows + columns) / (rows * columns) - (256 + 128) / (256 * 128))
+            tile_rate = rate * efficiency / (1 + half)
+            whole = 0
+            for i in products:
+                whole += count[i] * -(-m[i] // rows) * -(-n[i] // columns)
+            for split in SPLITS:
+                if split > 1 and whole >= sms[row]:
+                    break  # the SMs are full already
+                tiles, filled, waves, longest = 0, 0.0, 0.0, 0.0
+                for i in products:  # longest tiles first: a wave lasts as long as its first tile
+                    seconds = 2 * rows * columns * (k[i] / split + k_ramp) / tile_rate
+                    before = tiles
+                    tiles += count[i] * split * -(-m[i] // rows) * -(-n[i] // columns)
+                    filled += seconds * (tiles - before) / sms[row]
+                    waves += seconds * (-(-tiles // sms[row]) + -before // sms[row])
+                    longest = max(longest, seconds)
+                compute = max(longest, wave_quantisation * waves + (1 - wave_quantisation) * filled)
+                traffic = moved + (split * partial if split > 1 else 0.0)
+                best = min(best, corner(compute, traffic / (bandwidth * memory_efficiency), sharpness))
+        found[row] = floor + best
 
 
 @lru_cache(maxsize=8192)
 def _attention(curve: AttentionCurve, shape: Attention, backward: bool, on: _Share) -> float:
     rate, sms, bandwidth, element = on
-    batch, heads, kv_heads, queries, keys, head, value, causal = shape
-    if causal and keys < queries:
-        raise ClusterError(f"causal attention takes no fewer keys than queries = {queries}, not {keys}")
-    if min(shape[:7]) < 1:
-        return 0.0
-    blocks, key_blocks = math.ceil(queries / 128), math.ceil(keys / 128)
-    pairs = 128 * 128 * (blocks * key_blocks - (blocks * (blocks - 1) // 2 if causal else 0))
-    each_sm = batch * heads * (pairs + blocks * 128 * curve.k_ramp) / sms
-    longest = 128 * (128 * key_blocks + curve.k_ramp)
-    # forward QK and PV; backward QK, dQ and dK along the head dimension, dP and dV along the value dimension
-    flops = (3 * head + 2 * value) * 2 if backward else (head + value) * 2
-    slower = 1 + 2 * curve.head_half / (head + value)
-    compute = flops * (each_sm + curve.tail * longest) * slower / (rate * curve.efficiency)
-    moved = element * batch * (queries * heads + keys * kv_heads) * (head + value) * (2 if backward else 1)
-    return curve.floor + _corner(compute, moved / (bandwidth * curve.memory_efficiency), curve.sharpness)
+    if shape.causal and shape.keys < shape.queries:
+        raise ClusterError(f"causal attention takes no fewer keys than queries = {shape.queries}, not {shape.keys}")
+    found = [0.0]
+    attention_times(found, (shape,), (sms,), backward, rate, bandwidth, element, astuple(curve))
+    return found[0]
 
 
-def _corner(compute: float, memory: float, sharpness: float) -> float:
-    longer = max(compute, memory) or 1.0
+def attention_times(
+    found: Any, shapes: Any, sms: Any, backward: bool, rate: float, bandwidth: float, element: float, curve: Any
+) -> None:
+    """Fill `found` with the seconds of fused attentions. A kernel of `kernels`.
+
+    shapes: rows as Attention. rate: FLOP/s of an SM; bandwidth: bytes/s; element: bytes; curve: an AttentionCurve's.
+    """
+    efficiency, head_half, k_ramp, tail, memory_efficiency, sharpness, floor = curve
+    for row in range(len(found)):
+        batch, heads, kv_heads, queries, keys, head, value, causal = shapes[row]
+        found[row] = 0.0
+        if min(batch, heads, kv_heads, queries, keys, head, value) < 1:
+            continue
+        blocks, key_blocks = -(-queries // 128), -(-keys // 128)
+        pairs = 128 * 128 * (blocks * key_blocks - (blocks * (blocks - 1) // 2 if causal else 0))
+        each_sm = batch * heads * (pairs + blocks * 128 * k_ramp) / sms[row]
+        longest = 128 * (128 * key_blocks + k_ramp)
+        # forward QK and PV; backward QK, dQ and dK along the head dimension, dP and dV along the value dimension
+        flops = (3 * head + 2 * value) * 2 if backward else (head + value) * 2
+        slower = 1 + 2 * head_half / (head + value)
+        compute = flops * (each_sm + tail * longest) * slower / (rate * efficiency)
+        moved = element * batch * (queries * heads + keys * kv_heads) * (head + value) * (2 if backward else 1)
+        found[row] = floor + corner(compute, moved / (bandwidth * memory_efficiency), sharpness)
+
+
+def corner(compute: float, memory: float, sharpness: float) -> float:
+    """The p-norm of two times: a roofline whose corner is rounded."""
+    longer = max(compute, memory, 1e-300)
     return float(longer * ((compute / longer) ** sharpness + (memory / longer) ** sharpness) ** (1 / sharpness))
 
 

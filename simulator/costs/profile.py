@@ -39,6 +39,17 @@ FLAG = Dimension("true or false", lambda x: x in (0, 1))
 Flag = Annotated[bool, FLAG]
 
 
+class Fitted(NamedTuple):
+    """What a fit says of its number, beside the source: a standard deviation in the unit that the value is written in,
+    how many timings it saw, the amounts of work that they cover, and how far timings that it did not see lie from its
+    curve (standard deviation of the log)."""
+
+    uncertainty: float | None = None
+    points: int = 0
+    range: str = ""
+    residual: float = 0.0
+
+
 class Figure(NamedTuple):
     """One number of a profile: as written with its unit, in SI, where it is from, whether it is a guess."""
 
@@ -46,6 +57,19 @@ class Figure(NamedTuple):
     value: float
     source: str
     assumed: bool
+    fitted: Fitted = Fitted()
+
+
+class Row(NamedTuple):
+    """A figure as it is shown."""
+
+    key: str
+    value: str
+    source: str
+    assumed: bool
+    uncertainty: float | None
+    points: int
+    range: str
 
 
 class ProfileKind(NamedTuple):
@@ -75,6 +99,11 @@ def build(kind: ProfileKind, path: Path, description: str, read: Mapping[str, Fi
     figures = {key: read[key] for key, _ in _numbers(kind.of, kind.keys) if key in read}
     given = {"name": path.stem, "description": description, "figures": figures}
     return _build(kind, kind.of, "", figures, path, given)
+
+
+def rows(figures: Mapping[str, Figure]) -> list[Row]:
+    """The numbers of a profile, to be shown."""
+    return [Row(key, f.written, f.source, f.assumed, *f.fitted[:3]) for key, f in figures.items()]
 
 
 def _locate(kind: ProfileKind, name: str, folder: Path) -> Path:
@@ -112,7 +141,8 @@ def _read(kind: ProfileKind, path: Path, above: tuple[Path, ...]) -> tuple[str, 
         if guess:
             figures = {k: f._replace(source=f"{guess}; {f.source}", assumed=True) for k, f in figures.items()}
     own: dict[str, str] = {}
-    for written, value, source, assumed in _leaves(kind, tree, "", f"no source is given in {path.name}", True, path):
+    unsaid = _Said(f"no source is given in {path.name}", True, Fitted())
+    for written, value, said in _leaves(kind, tree, "", unsaid, path):
         if written not in _spellings(kind):
             raise error(f"{path}: {_unknown(kind, written)}")
         key, dimension, unit = _spellings(kind)[written]
@@ -124,26 +154,63 @@ def _read(kind: ProfileKind, path: Path, above: tuple[Path, ...]) -> tuple[str, 
             raise error(f"{path}: {key} is given twice, as {own[key]} and as {written}")
         own[key] = written
         shown = ("yes" if value else "no") if dimension is FLAG else f"{value:.15g} {unit}".rstrip()
-        figures[key] = Figure(shown, value * dimension.units[unit], source, assumed)
+        figures[key] = Figure(shown, value * dimension.units[unit], *said)
     return description, figures
 
 
-def _leaves(
-    kind: ProfileKind, table: Any, at: str, source: str, assumed: bool, path: Path
-) -> Iterator[tuple[str, Any, str, bool]]:
-    """(key path, value, source, whether assumed) of each number; the nearest `source` or `assumed` speaks for it."""
-    said = {key: table[key] for key in ("source", "assumed") if key in table}
-    if len(said) > 1 or not all(isinstance(text, str) for text in said.values()):
+class _Said(NamedTuple):
+    """What stands beside a number, or above it for all of its table."""
+
+    source: str
+    assumed: bool
+    fitted: Fitted
+
+
+def covered(text: str) -> tuple[float, float, str] | None:
+    """The least and the largest amount of work that a fit's `range` names, and its unit: `1e9 to 1e13 FLOP`."""
+    low, _, rest = text.partition(" to ")
+    high, _, unit = rest.partition(" ")
+    try:
+        return float(low), float(high), unit
+    except ValueError:
+        return None
+
+
+def _from(least: float, most: float, whole: bool = False) -> Callable[[Any], bool]:
+    def accepts(value: Any) -> bool:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and least <= value <= most and not (whole and value != int(value))
+
+    return accepts
+
+
+_FITTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "uncertainty": ("a number, 0 or more", _from(0, 1e15)),
+    "points": ("a whole number, 0 or more", _from(0, 1e15, whole=True)),
+    "range": ("a text as '1e9 to 1e13 FLOP'", lambda value: isinstance(value, str) and covered(value) is not None),
+    "residual": ("a number from 0 to 10", _from(0, 10)),
+}
+
+
+def _leaves(kind: ProfileKind, table: Any, at: str, above: _Said, path: Path) -> Iterator[tuple[str, Any, _Said]]:
+    """(key path, value, what is said of it) of each number; the nearest table that says something speaks for it."""
+    texts = {key: table[key] for key in ("source", "assumed") if key in table}
+    if len(texts) > 1 or not all(isinstance(text, str) for text in texts.values()):
         raise kind.error(f"{path}: {at}source and {at}assumed are texts, one or the other")
-    for key, text in said.items():
-        source, assumed = text, key == "assumed"
+    for key, text in texts.items():
+        above = _Said(text, key == "assumed", Fitted())
+    fit = {key: table[key] for key in _FITTED if key in table}
+    for key, value in fit.items():
+        if not _FITTED[key][1](value):
+            raise kind.error(f"{path}: {at}{key} is {_FITTED[key][0]}, not {value!r}")
+    above = above._replace(fitted=above.fitted._replace(**fit))
     for key, value in table.items():
-        if key == "value" and len(table) == 1 + len(said):
-            yield at[:-1], value, source, assumed
+        if key == "value" and len(table) == 1 + len(texts) + len(fit):
+            yield at[:-1], value, above
         elif isinstance(value, dict) and value:
-            yield from _leaves(kind, value, f"{at}{key}.", source, assumed, path)
-        elif key not in said:
-            yield at + key, value, source, assumed
+            yield from _leaves(kind, value, f"{at}{key}.", above, path)
+        elif key not in texts and key not in fit:
+            yield at + key, value, above
 
 
 @cache
