@@ -77,6 +77,15 @@ Sets = Annotated[
 ]
 Step = Annotated[int | None, number("Which step of a measured table. Default: all.")]
 Worker = Annotated[int | None, number("Which worker (dp_rank) of a measured table. Default: all.")]
+Predict = Annotated[
+    str | None,
+    words(
+        "Predict spans instead of replaying them, with intervals: `second-half` calibrates on the first half of a "
+        "measured table's steps; a later table of the same run is predicted from all of them.",
+        "WHAT",
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of what is drawn at random.")]
 Engine = Annotated[str, typer.Option(metavar="NAME", help="auto, simpy (the readable reference) or compiled.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Outs = Annotated[

@@ -23,10 +23,12 @@ from simpipe.commands.options import (
     ModelName,
     Outs,
     Precision,
+    Predict,
     Ranks,
     Recompute,
     Schedule,
     Schedules,
+    Seed,
     Sequence,
     Sets,
     Step,
@@ -69,6 +71,8 @@ def run(
     set: Sets = None,
     step: Step = None,
     worker: Worker = None,
+    predict: Predict = None,
+    seed: Seed = 0,
     engine: Engine = "auto",
     json: Json = False,
     out: Outs = None,
@@ -76,10 +80,16 @@ def run(
     """Simulate one step: its timeline, its bubbles and their causes, its memory.
 
     Costs are given by hand (--costs), or follow from a model on a machine (--model and the options below it, or a
-    scenario file).
+    scenario file). A table of measured operations is replayed, or its later steps predicted (--predict).
     """
     flags = modelled_flags(locals())
-    if Path(costs or "").suffix.lower() in (".parquet", ".csv"):
+    measured = Path(costs or "").suffix.lower() in (".parquet", ".csv")
+    if predict is not None:
+        if not measured or step is not None or worker is not None or out:
+            raise SimpipeError("--predict takes a measured table as --costs, and no --step, --worker or --out")
+        prediction(schedule or "dualpipe", ranks, microbatches, chunks, str(costs), predict, seed, engine, json)
+        return
+    if measured:
         replay(schedule or "dualpipe", ranks, microbatches, chunks, str(costs), step, worker, engine, json, out or [])
         return
     if step is not None or worker is not None:
@@ -133,6 +143,24 @@ def replay(
         print_json(result.to_dict())
     else:
         print("\n".join(replays.describe(result) + [f"wrote {path}" for path in written]))
+
+
+def prediction(
+    schedule: str, ranks: int | None, microbatches: int | None, chunks: int | None,
+    table: str, later: str, seed: int, engine: str, json: bool,
+) -> None:  # fmt: skip
+    """`run` over measured operations that predicts their second half, or a later table, from those before."""
+    from simpipe.simulator import case as cases
+    from simpipe.simulator import prediction
+    from simpipe.simulator.costs import measured
+
+    operations = measured.read(table)
+    predicted = None if later == "second-half" else measured.read(later)
+    program = cases.given(
+        schedule, ranks or operations.stages, microbatches or operations.microbatches, chunks, ""
+    ).program
+    found = prediction.predict(program, operations, predicted, seed, engine_of(engine))
+    print_json(found.to_dict()) if json else print("\n".join(prediction.describe(found)))
 
 
 def compare(

@@ -102,4 +102,7 @@ def show_hardware(name: Annotated[str, typer.Argument(help="A name or a .toml pr
     from simpipe.simulator.views import console
 
     rows = load_cluster(name).rows()
-    print_json([row._asdict() for row in rows]) if json else print("\n".join(console.hardware(rows)))
+    names = ("key", "value", "source", "assumed")
+    print_json([dict(zip(names, row, strict=True)) for row in rows]) if json else print(
+        "\n".join(console.hardware(rows))
+    )

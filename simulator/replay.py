@@ -266,9 +266,9 @@ def replay(
     The time it takes grows with steps x workers x (stages + micro-batches) simulated runs. Raises CostsError where
     the table does not fit the program or lacks a step or worker.
     """
-    _check_fits(program, operations)
-    at_step = _places(operations, "step", steps)
-    at_worker = _places(operations, "worker", workers)
+    check_fits(program, operations)
+    at_step = places(operations, "step", steps)
+    at_worker = places(operations, "worker", workers)
     numbers, dp_ranks = operations.steps[at_step], operations.workers[at_worker]
     shape = (len(numbers), len(dp_ranks))
     traces = simulate_all(program, [operations.costs(s, w) for s in numbers for w in dp_ranks], engine)
@@ -298,7 +298,7 @@ def replay(
 
 def describe(replay: Replay, most: int = 3) -> list[str]:
     """The replay in a few short lines, with the `most` makers of bubbles and slow micro-batches."""
-    size = f"{_plural(len(replay.steps), 'step')} x {_plural(len(replay.workers), 'worker')} (dp_rank)"
+    size = f"{plural(len(replay.steps), 'step')} x {plural(len(replay.workers), 'worker')} (dp_rank)"
     shape = f"{replay.stages} stages x {replay.microbatches} micro-batches"
     return [
         f"replay of {replay.source} as {replay.schedule}: {size}, {shape}",
@@ -325,7 +325,7 @@ def _slow_lines(replay: Replay) -> list[str]:
     if worker:
         lines.append(f"slow worker: dp_rank {worker.worker}, stage {worker.stage} {_cost(worker)}")
     if stage and (not worker or stage.share - worker.share >= NOTABLE):
-        lines.append(f"slow stage: {stage.stage} on all {_plural(len(replay.workers), 'worker')} {_cost(stage)}")
+        lines.append(f"slow stage: {stage.stage} on all {plural(len(replay.workers), 'worker')} {_cost(stage)}")
     return lines or [f"no slow worker or stage: none costs a step {NOTABLE:.0%}"]
 
 
@@ -376,11 +376,11 @@ def _largest(values: Floats, most: int) -> list[tuple[int, ...]]:
     return [tuple(np.unravel_index(at, values.shape)) for at in order.tolist() if values.flat[at] > 0]
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def _places(operations: Operations, what: Axis, asked: Sequence[int] | None) -> list[int]:
+def places(operations: Operations, what: Axis, asked: Sequence[int] | None) -> list[int]:
     """Indices of the steps or workers asked for, each once; all of them for None."""
     if asked is None:
         return list(range(len(operations.steps if what == "step" else operations.workers)))
@@ -389,7 +389,7 @@ def _places(operations: Operations, what: Axis, asked: Sequence[int] | None) -> 
     return [operations.at(what, number) for number in dict.fromkeys(asked)]
 
 
-def _check_fits(program: Program, operations: Operations) -> None:
+def check_fits(program: Program, operations: Operations) -> None:
     split = np.flatnonzero((program.kind != Kind.F) & (program.kind != Kind.B))
     if len(split):
         kind = KINDS[program.kind[split[0]]].name
@@ -468,9 +468,9 @@ def _without_each(trace: Trace, chosen: Floats, medians: Floats, engine: Engine)
     """
     graph, program = trace.graph, trace.program
     fixes = program.stages + program.microbatches
-    own = _by_action(program, chosen)
-    typical = _by_action(program, np.broadcast_to(medians[:, None, :, None, None], chosen.shape))
-    usual = _by_action(program, np.broadcast_to(np.median(chosen, axis=4, keepdims=True), chosen.shape))
+    own = by_action(program, chosen)
+    typical = by_action(program, np.broadcast_to(medians[:, None, :, None, None], chosen.shape))
+    usual = by_action(program, np.broadcast_to(np.median(chosen, axis=4, keepdims=True), chosen.shape))
     spans = np.empty(len(own) * fixes)
     at_once = max(1, TASKS_AT_ONCE // graph.tasks)
     for begin in range(0, len(spans), at_once):
@@ -478,7 +478,7 @@ def _without_each(trace: Trace, chosen: Floats, medians: Floats, engine: Engine)
         row, fix = np.divmod(index, fixes)
         seconds = np.where(program.stage == fix[:, None], typical[row], own[row])
         seconds = np.where(program.microbatch == fix[:, None] - program.stages, usual[row], seconds)
-        spans[index] = _spans(graph, trace.loads, seconds, engine)
+        spans[index] = spans_with(graph, trace.loads, seconds, engine)
     return spans.reshape(*chosen.shape[:2], fixes)
 
 
@@ -486,17 +486,17 @@ def _with_stage_means(trace: Trace, chosen: Floats, engine: Engine) -> Floats:
     """(steps,) spans with every duration replaced by the mean of its kind and stage over the step's workers."""
     means = chosen.mean(axis=(1, 4), keepdims=True)
     means = np.broadcast_to(means, (len(chosen), 1, *chosen.shape[2:]))
-    return _spans(trace.graph, trace.loads, _by_action(trace.program, means), engine)
+    return spans_with(trace.graph, trace.loads, by_action(trace.program, means), engine)
 
 
-def _by_action(program: Program, seconds: Floats) -> Floats:
+def by_action(program: Program, seconds: Floats) -> Floats:
     """(rows, actions) of (steps, workers, kinds, stages, micro-batches) seconds."""
     backward = (program.kind == Kind.B).astype(np.int64)
     picked = seconds[:, :, backward, program.stage, program.microbatch]
     return np.asarray(picked.reshape(-1, len(backward)), float)
 
 
-def _spans(graph: Graph, loads: Loads, seconds: Floats, engine: Engine) -> Floats:
+def spans_with(graph: Graph, loads: Loads, seconds: Floats, engine: Engine) -> Floats:
     """(rows,) spans with other (rows, actions) durations, everything else as in the first row of the loads."""
     rows = len(seconds)
     work = np.repeat(loads.work[:1], rows, axis=0)

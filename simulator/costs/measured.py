@@ -10,7 +10,7 @@ StragglerAnalysis artifact (OSDI 2025).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,6 +95,10 @@ class Operations:
         """F and B of a step of a worker pipeline, per stage and micro-batch. Raises CostsError for an unknown one."""
         forward, backward = self.seconds[self.at("step", step), self.at("worker", worker)].tolist()
         return Costs(F=forward, B=backward)
+
+    def some_steps(self, which: slice) -> Operations:
+        """The same run with only some of its steps, by their place."""
+        return replace(self, steps=self.steps[which], seconds=self.seconds[which], start=self.start[which])
 
     def at(self, what: Axis, value: int) -> int:
         """The index of a `step` or a `worker` (dp_rank) by its number in the table. Raises CostsError."""
