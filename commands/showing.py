@@ -102,7 +102,4 @@ def show_hardware(name: Annotated[str, typer.Argument(help="A name or a .toml pr
     from simpipe.simulator.views import console
 
     rows = load_cluster(name).rows()
-    names = ("key", "value", "source", "assumed")
-    print_json([dict(zip(names, row, strict=True)) for row in rows]) if json else print(
-        "\n".join(console.hardware(rows))
-    )
+    print_json([row._asdict() for row in rows]) if json else print("\n".join(console.hardware(rows)))

@@ -1,7 +1,8 @@
 """Plain loops over flat arrays, run as Python when small and compiled by Numba when large.
 
-A kernel is an ordinary function that Numba can compile. Compiling takes seconds once and loading the
-compiled form a quarter of a second, so a small input runs the same source uncompiled: one meaning, no wait.
+A kernel is an ordinary function that Numba can compile, with the functions of its module that it calls. Compiling takes
+seconds once and loading the compiled form a quarter of a second, so a small input runs the same source uncompiled: one
+meaning, no wait.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,11 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel compiled by Numba, cached on disk beside its source or in the user's cache folder."""
     import numba
 
+    around = kernel.__globals__
+    called = [name for name in kernel.__code__.co_names if isinstance(around.get(name), FunctionType)]
+    if called:
+        helpers = {name: numba.njit(cache=True)(around[name]) for name in called}
+        kernel = functools.update_wrapper(FunctionType(kernel.__code__, around | helpers), kernel)
     function = numba.njit(cache=True)(kernel)
     announce(function)
     return function

@@ -72,7 +72,7 @@ def test_measured_gemms() -> None:
 
 
 def test_rows_show_value_unit_and_source() -> None:
-    rows = {key: (value, source, assumed) for key, value, source, assumed in H800.rows()}
+    rows = {row.key: (row.value, row.source, row.assumed) for row in H800.rows()}
     assert rows["node.nvlink.bandwidth_per_direction"][0] == "200 GB/s"
     assert rows["gpu.memory_bandwidth"][0] == "3.35 TB/s"
     assert rows["gpu.sms"] == ("132", "DeepSeek profile-data, deviceProperties", False)

@@ -22,6 +22,7 @@ LAYERS = [
     "simulator.costs.given",
     "schedules",
     "simulator.costs.model",
+    "simulator.costs.profile",
     "simulator.costs.cluster",
     "simulator.costs.parallel",
     "simulator.costs.collectives",

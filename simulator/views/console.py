@@ -12,6 +12,7 @@ from simpipe.simulator.program import Program, slot_text
 from simpipe.simulator.summary import RankSummary, Summary
 
 if TYPE_CHECKING:
+    from simpipe.simulator.costs.profile import Row
     from simpipe.simulator.efficiency import Efficiency
 
 MOST_RANKS = 32
@@ -200,12 +201,14 @@ def model(facts: dict[str, Any]) -> list[str]:
     return [*lines, f"KV cache {facts['kv_cache_bytes_per_token'] / 1e3:g} kB a token in bf16"]
 
 
-def hardware(rows: Sequence[tuple[str, str, str, bool]]) -> list[str]:
-    """A machine's figures with their sources."""
-    keys, values = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
+def hardware(rows: Sequence[Row]) -> list[str]:
+    """A machine's figures with their sources; fitted ones with one standard deviation."""
+    shown = [(row.value if row.uncertainty is None else f"{row.value} ± {row.uncertainty:.2g}", row) for row in rows]
+    keys, values = max(len(row.key) for row in rows), max(len(value) for value, _ in shown)
     return [
-        f"{key:<{keys}}  {value:<{values}}  {'ASSUMED: ' if assumed else ''}{source}"
-        for key, value, source, assumed in rows
+        f"{row.key:<{keys}}  {value:<{values}}  {'ASSUMED: ' if row.assumed else ''}{row.source}"
+        + (f" ({row.points} points, {row.range})" if row.points else "")
+        for value, row in shown
     ]
 
 

@@ -6,13 +6,13 @@ https://personal.sron.nl/~pault/ - distinct under the common kinds of colour bli
 from __future__ import annotations
 
 KINDS = {
-    "F": "#EE8866",
-    "I": "#77AADD",
-    "W": "#EEDD88",
+    "F": "#EEDD88",
+    "I": "#99DDFF",
+    "W": "#77AADD",
     "B": "#44BB99",
     "optimizer": "#FFAABB",
 }
-"""Fill of each kind of block."""
+"""Fill of each kind of block, near the figures of DeepSeek-V3's report: yellow forwards, green and blue backwards."""
 
 LABELS = {
     "F": "F forward",
@@ -27,7 +27,7 @@ LABELS = {
 CAUSES = {
     "warm_up": "#E4E4E4",
     "cool_down": "#CFCFCF",
-    "waits_for_forward": "#F8CFC1",
+    "waits_for_forward": "#F8F1CF",
     "waits_for_gradient": "#B4E4D6",
     "waits_for_transfer": "#D9CDEB",
     "blocked_by_order": "#F3DDE9",
