@@ -19,9 +19,9 @@ import numpy as np
 from simpipe import Program, Trace, program, simulate
 from simpipe.simulator.costs.cluster import load_cluster
 from simpipe.simulator.costs.model import load_model
-from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.modelled import ModelledCosts, Shape
 from simpipe.simulator.costs.operators import Passes, Step
-from simpipe.simulator.costs.parallel import Parallel, Stage
+from simpipe.simulator.costs.parallel import Parallel
 
 PHASES = Path(__file__).parents[1] / "tests" / "published" / "deepseek_v3_trace_phases.csv"
 SPAN = 129.012e-3
@@ -97,7 +97,7 @@ class Replay(ModelledCosts):
         super().__init__(load_model("deepseek-v3"), load_cluster("h800"), parallel)
         object.__setattr__(self, "measured", measured)
 
-    def _passes(self, stage: Stage) -> list[Passes]:
+    def _passes(self, shape: Shape, tokens: int) -> list[Passes]:
         return self.measured  # type: ignore[attr-defined,no-any-return]
 
 

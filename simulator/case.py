@@ -89,9 +89,8 @@ def modelled(scenario: Scenario) -> Case:
     spec, parallel = loaded.schedule, loaded.parallel
     program = schedules.program(spec.name, parallel.ranks, parallel.microbatches, spec.chunks, **spec.options)
     speeds = tuple(scenario.stragglers.get(rank, 1.0) for rank in range(parallel.ranks))
-    lengths = tuple(tokens / parallel.sequence for tokens in scenario.lengths)
-    imbalance = scenario.layer_imbalance
-    return Case(spec.name, program, ModelledCosts(loaded.model, loaded.cluster, parallel, speeds, lengths, imbalance))
+    costs = ModelledCosts(loaded.model, loaded.cluster, parallel, speeds, scenario.lengths)
+    return Case(spec.name, program, costs)
 
 
 def simulated(case: Case, engine: Engine = "auto") -> tuple[Trace, Figures]:

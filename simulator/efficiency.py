@@ -67,11 +67,10 @@ class Efficiency:
 
 def efficiency(trace: Trace, costs: ModelledCosts) -> Efficiency:
     """The figures of a trace that was simulated with `costs`."""
-    model, cluster, parallel = costs.model, costs.cluster, costs.parallel
+    cluster, parallel = costs.cluster, costs.parallel
     step = trace.makespan
-    tokens = parallel.global_batch * parallel.sequence * (float(np.mean(costs.lengths)) if costs.lengths else 1.0)
-    each = tokens / step / parallel.gpus
-    causal, full = (sum(model.training_flops(parallel.sequence, causal=c).values()) for c in (True, False))
+    tokens = costs.trained_tokens()
+    causal, full = (costs.model_flops(causal=c) / (step * parallel.gpus) for c in (True, False))
     peak = cluster.peak("bf16")
     per_rank = [_peak(trace, costs, rank) for rank in range(trace.program.ranks)]
     exposed = trace.exposed_communication
@@ -79,11 +78,11 @@ def efficiency(trace: Trace, costs: ModelledCosts) -> Efficiency:
     return Efficiency(
         step_time_s=step,
         tokens_per_s=tokens / step,
-        tokens_per_s_per_gpu=each,
-        tflops_per_gpu=each * causal / 1e12,
-        mfu=each * causal / peak,
-        mfu_noncausal=each * full / peak,
-        mfu_format_peak=each * causal / cluster.peak(parallel.compute_format),
+        tokens_per_s_per_gpu=tokens / step / parallel.gpus,
+        tflops_per_gpu=causal / 1e12,
+        mfu=causal / peak,
+        mfu_noncausal=full / peak,
+        mfu_format_peak=causal / cluster.peak(parallel.compute_format),
         hfu=costs.computed_flops(trace.program) / (trace.program.ranks * step * peak),
         exposed_communication_s=float(exposed.mean()),
         memory=worst,

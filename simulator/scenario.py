@@ -119,20 +119,10 @@ Lengths = Annotated[
 ]
 
 
-Loads = Annotated[
-    tuple[float, ...],
-    Allowed(
-        "a list of numbers, at least 1",
-        lambda value: isinstance(value, tuple) and all(is_number(load, 1) for load in value),
-    ),
-]
-
-
 @dataclass(frozen=True)
 class Scenario:
     """A run. model, hardware and schedule are names or paths; relative paths become absolute.
 
-    layer_imbalance: tokens of the fullest expert parallel GPU over the mean, of each layer with experts.
     chunks: stages per rank, None for the schedule's own. stragglers: {rank: times as long its computation takes}.
     lengths: tokens per sequence of each micro-batch, empty where all are `parallel.sequence`. source: the file it was
     read from, for messages.
@@ -147,7 +137,6 @@ class Scenario:
     chunks: Chunks = None
     stragglers: Stragglers = field(default_factory=dict, hash=False)
     lengths: Lengths = ()
-    layer_imbalance: Loads = ()
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -176,9 +165,8 @@ class Scenario:
             own = {key: values.pop(key) for key in _own_keys() & values.keys()}
             if "stragglers" in own:
                 own["stragglers"] = _read_stragglers(own["stragglers"])
-            for key in ("lengths", "layer_imbalance"):
-                if key in own:
-                    own[key] = read_numbers(own[key])
+            if "lengths" in own:
+                own["lengths"] = read_numbers(own["lengths"])
             return Scenario(parallel=Parallel.of(values), **own, source=source)
 
     @staticmethod
@@ -202,7 +190,6 @@ class Scenario:
         """The plain values by key that `of` reads back, defaults included."""
         values = {key: getattr(self, key) for key in _own_keys()} | self.parallel.to_dict()
         values |= {"stragglers": dict(sorted(self.stragglers.items())), "lengths": list(self.lengths)}
-        values["layer_imbalance"] = list(self.layer_imbalance)
         if self.chunks is None:
             del values["chunks"]
         return {key: values[key] for key in KEYS if key in values}
@@ -236,10 +223,6 @@ class Scenario:
             if self.chunks not in (None, chunks):
                 raise ScenarioError(f"chunks = {self.chunks}, but schedule = {self.schedule} says {chunks}")
             model, cluster = load_model(self.model), load_cluster(self.hardware)
-            layers = model.layers - model.dense_layers
-            if self.layer_imbalance and len(self.layer_imbalance) != layers:
-                loads = f"layer_imbalance holds {len(self.layer_imbalance)} layers"
-                raise ScenarioError(f"{loads}, but {model.name} has {layers} with experts")
             return Loaded(model, cluster, self.parallel.check(model, cluster), ScheduleSpec(name, chunks, options))
 
 

@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 
 from simpipe import program, simulate, summarize
-from simpipe.simulator.costs import memory
 from simpipe.simulator.costs.cluster import Cluster, load_cluster
 from simpipe.simulator.costs.model import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.efficiency import efficiency
-from simpipe.simulator.graph import SYNC
 from simpipe.simulator.trace import Trace
 
 MOE = {"ranks": 4, "gpus": 256, "ep": 32, "global_batch": 512, "sequence": 4096, "precision": "fp8_block"}
@@ -143,10 +141,25 @@ def test_an_unbalanced_layer_slows_its_own_stage() -> None:
     given = costs()
     layers = given.model.layers - given.model.dense_layers
     loads = (*[1.0] * (layers - 1), 2.0)
-    skewed = ModelledCosts(given.model, given.cluster, given.parallel, imbalance=loads)
-    plain, slower = (summarize(run(costs=c)).per_rank for c in (given, skewed))
+    skewed = ModelledCosts(given.model, given.cluster, replace(given.parallel, layer_imbalance=loads))
+    traces = run(costs=given), run(costs=skewed)
+    plain, slower = (summarize(trace).per_rank for trace in traces)
     assert slower[3].busy > 1.01 * plain[3].busy
     assert slower[0].busy == pytest.approx(plain[0].busy)
+    light, heavy = (efficiency(trace, c).memory_per_rank for trace, c in zip(traces, (given, skewed), strict=True))
+    assert heavy[3].by_kind["activations"] > 1.01 * light[3].by_kind["activations"]
+    assert heavy[3].by_kind["expert_buffers"] == pytest.approx(2 * light[3].by_kind["expert_buffers"])
+    assert heavy[0] == light[0]
+
+
+def test_one_load_for_every_layer_is_the_same_as_a_list_of_it() -> None:
+    given = costs()
+    layers = given.model.layers - given.model.dense_layers
+    one, each = (
+        ModelledCosts(given.model, given.cluster, replace(given.parallel, **loads))
+        for loads in ({"expert_imbalance": 1.25}, {"layer_imbalance": (1.25,) * layers, "expert_imbalance": 1.25})
+    )
+    assert efficiency(run(costs=one), one) == efficiency(run(costs=each), each)
 
 
 def test_interference_slows_only_what_runs_beside_communication() -> None:
@@ -168,104 +181,23 @@ def test_zero_bubbles_pending_weight_gradients_are_a_kind_of_memory() -> None:
 
 def test_long_microbatches_take_longer() -> None:
     given = costs()
-    lengths = (2.0, *[1.0] * (given.parallel.microbatches - 1))
+    sequence = given.parallel.sequence
+    lengths = (2 * sequence, *[sequence] * (given.parallel.microbatches - 1))
     longer = ModelledCosts(given.model, given.cluster, given.parallel, lengths=lengths)
     assert run(costs=longer).makespan > run(costs=given).makespan
 
 
-# --- the step's end
-
-
-def test_zero_moves_what_it_must() -> None:
-    """All-reduce, then reduce-scatter and gather, then gathers at every visit."""
-    names = {}
-    for zero in (0, 1, 3):
-        frame = run(model="llama3-8b", zero=zero).to_frame()
-        names[zero] = frame[frame["kind"] == "sync"].groupby("operation", observed=True).size().to_dict()
-    assert set(names[0]) == {"all-reduce"}
-    assert set(names[1]) == {"reduce-scatter", "all-gather"}
-    assert names[3]["all-gather"] == 4 * 8 * 2  # ranks, micro-batches, F and B
-
-
-@pytest.mark.parametrize("schedule", ["1f1b", "interleaved-1f1b", "zb-v", "dualpipe", "dualpipev"])
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_every_zero_stage_runs_on_every_placement(schedule: str, zero: int) -> None:
-    given = costs("llama3-8b", zero=zero)
-    trace = run(schedule, costs=given)
-    frame = trace.to_frame()
-    reductions = frame[frame["operation"].isin(["reduce-scatter", "all-reduce"])]
-    assert (reductions.groupby("rank")["start"].is_monotonic_increasing).all()
-    assert reductions["end"].max() <= trace.slot_start[trace.program.slots :].min() + 1e-9
-
-
-def test_a_stage_may_hold_no_layer() -> None:
-    assert run(model="llama3-8b", layers=[16, 0, 16, 0]).makespan > 0
-    assert run(model="llama3-8b", layers=[32, 0, 0, 0], zero=3).makespan > 0
-
-
-def test_costs_may_be_used_for_several_schedules() -> None:
-    given = costs("llama3-8b")
-    order = program("interleaved-1f1b", ranks=4, microbatches=given.parallel.microbatches)
-    simulate(program("1f1b", ranks=4, microbatches=given.parallel.microbatches), given)
-    assert simulate(order, given).makespan == simulate(order, costs("llama3-8b")).makespan
-
-
-def test_the_gather_is_hidden_layer_by_layer() -> None:
-    on, off = (run(model="llama3-70b", tp=8, gpus=256, gather_overlap=o).makespan for o in (True, False))
-    assert on < off
-
-
-def test_the_two_copies_exchange_the_half_of_their_shards() -> None:
-    """Gradients in fp32 of a stage's dense weights over dp, of its experts over their peers, halved."""
+@pytest.mark.parametrize("schedule", ["1f1b", "dualpipe", "zb-h1"])
+def test_microbatches_of_another_length_cost_what_a_step_of_that_length_does(schedule: str) -> None:
+    """Attention's quadratic part included: twice the length takes more than twice as long."""
     given = costs()
-    order = program("dualpipe", ranks=4, microbatches=given.parallel.microbatches)
-    trace = simulate(order, given)
-    stage = given.stages(order)[1]
-    held, p = memory.weights(given.model, given.parallel, [stage]), given.parallel
-    copies = [t for t in np.flatnonzero(trace.graph.word == SYNC) if "copies" in trace.graph.describe(int(t))]
-    size = p.gradient_bytes * (held.dense / p.dp + held.experts / p.edp) / 2
-    assert trace.loads.work[0, copies[1]] == pytest.approx(size)
-
-
-def test_overlap_of_the_gradient_reduction_helps() -> None:
-    on, off = (run(model="llama3-70b", tp=8, gpus=256, gradient_overlap=o).makespan for o in (True, False))
-    assert on < off
-
-
-def test_dualpipe_adds_up_the_two_copies() -> None:
-    frame = run("dualpipe").to_frame()
-    assert (frame["operation"] == "reduce copies").sum() == 4
-
-
-# --- figures
-
-
-def test_efficiency_is_consistent() -> None:
-    given = costs()
-    trace = run(costs=given)
-    found = efficiency(trace, given)
-    parallel = given.parallel
-    assert found.step_time_s == trace.makespan
-    assert found.tokens_per_s == pytest.approx(parallel.global_batch * parallel.sequence / trace.makespan)
-    assert found.mfu < found.mfu_noncausal
-    assert found.mfu == pytest.approx(found.tflops_per_gpu * 1e12 / given.cluster.peak("bf16"))
-    assert found.hfu == pytest.approx(found.mfu)  # nothing is recomputed, and there is no MTP module
-    for rank in found.memory_per_rank:
-        assert sum(rank.by_kind.values()) == pytest.approx(rank.peak_bytes)
-    assert found.fits == (found.memory.peak_bytes <= found.capacity_bytes)
-
-
-def test_recomputation_trades_memory_for_time() -> None:
-    plain, full = (costs("llama3-70b", tp=8, gpus=256, recompute=r) for r in ([], ["full"]))
-    results = [run(costs=c).makespan for c in (plain, full)]
-    peaks = [efficiency(run(costs=c), c).memory.peak_bytes for c in (plain, full)]
-    assert results[1] > 1.15 * results[0]
-    assert peaks[1] < peaks[0]
-
-
-def test_what_does_not_fit_is_said() -> None:
-    given = costs("llama3-70b", tp=1, gpus=16, global_batch=64)
-    found = efficiency(run(costs=given), given)
-    assert not found.fits
-    assert "does not fit" in found.excess
-    assert "GB more than a GPU's 84.9" in found.excess
+    sequence, count = given.parallel.sequence, given.parallel.microbatches
+    longer = ModelledCosts(given.model, given.cluster, given.parallel, lengths=(2 * sequence,) * count)
+    whole = ModelledCosts(given.model, given.cluster, replace(given.parallel, sequence=2 * sequence))
+    traces = run(schedule, costs=longer), run(schedule, costs=whole)
+    one, two = (efficiency(trace, c).to_dict() for trace, c in zip(traces, (longer, whole), strict=True))
+    for key, value in one.items():
+        if not key.startswith("memory"):
+            assert value == pytest.approx(two[key]), key
+    for mine, theirs in zip(one["memory_per_rank"], two["memory_per_rank"], strict=True):
+        assert mine["by_kind"] == pytest.approx(theirs["by_kind"])

@@ -252,7 +252,7 @@ def activation(model: Model, parallel: Parallel, stage: Stage, kernels: Kernels 
 
 def layer_activation(model: Model, parallel: Parallel, index: int, kernels: Kernels = FUSED) -> Bytes:
     """The same of decoder layer `index` (from 0) alone."""
-    return _sum(_kept(_layer_tensors(model.layer(index), parallel, kernels), parallel))
+    return _sum(_kept(_layer_tensors(model.layer(index), _of_layer(model, parallel, index), kernels), parallel))
 
 
 def released_by_input(model: Model, parallel: Parallel, stage: Stage, kernels: Kernels = FUSED) -> Split:
@@ -260,7 +260,7 @@ def released_by_input(model: Model, parallel: Parallel, stage: Stage, kernels: K
     tensors = tuple(_stage_tensors(model, parallel, stage, kernels))
     kept = tuple(_kept(tensors, parallel))
     remade = (t for t in tensors if t.linear and not _is_kept(t, parallel))
-    gradients = (g for operation in _operations(model, stage) for g in _gradients(operation, parallel))
+    gradients = (g for operation, at in _operations(model, parallel, stage) for g in _gradients(operation, at))
     return Split(
         freed=_sum(t for t in kept if not t.linear),
         kept=_sum(t for t in kept if t.linear),
@@ -283,22 +283,26 @@ def _kept(tensors: Iterable[Tensor], parallel: Parallel) -> Iterator[Tensor]:
     return (tensor for tensor in tensors if _is_kept(tensor, parallel))
 
 
-def _operations(model: Model, stage: Stage) -> Iterator[Operation]:
-    if stage.embedding:
-        yield from model.embedding
+def _of_layer(model: Model, parallel: Parallel, index: int) -> Parallel:
+    """The layout with decoder layer `index`'s own expert load."""
+    return parallel.with_load(parallel.load(model, index)) if parallel.layer_imbalance else parallel
+
+
+def _operations(model: Model, parallel: Parallel, stage: Stage) -> Iterator[tuple[Operation, Parallel]]:
+    """A stage's operations, each with the expert load it sees."""
+    yield from ((operation, parallel) for operation in model.embedding * stage.embedding)
     for index in stage.layers:
-        yield from model.layer(index).operations
-    if stage.mtp:
-        yield from model.mtp_module * model.mtp_modules
-    if stage.head:
-        yield from model.head
+        at = _of_layer(model, parallel, index)
+        yield from ((operation, at) for operation in model.layer(index).operations)
+    yield from ((operation, parallel) for operation in model.mtp_module * model.mtp_modules * stage.mtp)
+    yield from ((operation, parallel) for operation in model.head * stage.head)
 
 
 def _stage_tensors(model: Model, parallel: Parallel, stage: Stage, kernels: Kernels) -> Iterator[Tensor]:
     if stage.embedding:
         yield from _tensors(model.embedding, parallel, kernels)
     for index in stage.layers:
-        yield from _layer_tensors(model.layer(index), parallel, kernels)
+        yield from _layer_tensors(model.layer(index), _of_layer(model, parallel, index), kernels)
     if stage.mtp:
         yield from tuple(_mtp_tensors(model, parallel, kernels)) * model.mtp_modules
     if stage.head:
@@ -437,22 +441,28 @@ def transient(model: Model, parallel: Parallel, stage: Stage, kernels: Kernels =
     back, of one layer. working: gradients under way inside a layer. gathered, buckets: with ZeRO 3 the parameters, with
     ZeRO 2 and 3 the gradients of two layers, one at work and one on its way. Each of the layer that has most of it.
     """
-    layers = _distinct_layers(model, stage)
+    layers = _distinct_layers(model, parallel, stage)
     return {
         "logits": _logits(model, parallel, stage),
-        "expert_buffers": max((_expert_buffers(model, layer, parallel) for layer in layers), default=0.0),
+        "expert_buffers": max((_expert_buffers(model, layer, at) for layer, at in layers), default=0.0),
         "boundary": _boundary(model, parallel, stage),
-        "recompute": max((_dropped(layer, parallel, kernels) for layer in layers), default=0.0),
-        "working": max((_working(layer, model, parallel, kernels) for layer in layers), default=0.0),
-        "gathered": max((_gathered(layer, parallel) for layer in layers), default=0.0),
-        "buckets": max((_buckets(layer, parallel) for layer in layers), default=0.0),
+        "recompute": max((_dropped(layer, at, kernels) for layer, at in layers), default=0.0),
+        "working": max((_working(layer, model, at, kernels) for layer, at in layers), default=0.0),
+        "gathered": max((_gathered(layer, at) for layer, at in layers), default=0.0),
+        "buckets": max((_buckets(layer, at) for layer, at in layers), default=0.0),
     }
 
 
-def _distinct_layers(model: Model, stage: Stage) -> list[Layer]:
-    """One layer of each kind in the stage, its MTP module's included."""
-    indices = (*stage.layers, model.layers - 1) if stage.mtp and model.mtp_modules else stage.layers
-    return list({layer.kind: layer for layer in map(model.layer, indices)}.values())
+def _distinct_layers(model: Model, parallel: Parallel, stage: Stage) -> list[tuple[Layer, Parallel]]:
+    """One layer of each kind and load in the stage, its MTP module's included, with the load that it sees."""
+    found = {}
+    for index in stage.layers:
+        layer = model.layer(index)
+        found[layer.kind, parallel.load(model, index)] = layer, _of_layer(model, parallel, index)
+    if stage.mtp and model.mtp_modules:
+        layer = model.layer(model.layers - 1)
+        found[layer.kind, parallel.expert_imbalance] = layer, parallel
+    return list(found.values())
 
 
 def _logits(model: Model, parallel: Parallel, stage: Stage) -> float:

@@ -7,7 +7,8 @@ data-parallel reduction alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -36,8 +37,21 @@ NICS, NVLINK, KERNEL = LINKS[:2], LINKS[2:4], LINKS[4:]
 BUCKET_BYTES = 160e6
 """Gradients reduced at once: 40 million parameters in fp32, Megatron-LM's bucket."""
 
-SlotKey = tuple[tuple[str, tuple[Any, ...]], ...]
+
+class Shape(NamedTuple):
+    """What a stage costs follows from: kind and expert load of each of its layers, and what else it holds."""
+
+    layers: tuple[tuple[str, float], ...]
+    embedding: bool
+    head: bool
+    mtp: bool
+
+
+SlotKey = tuple[tuple[str, Shape], ...]
 """What a slot runs apart from its micro-batches: kind of each action and the shape of its stage."""
+
+Tokens = tuple[int, ...]
+"""Tokens per sequence of the micro-batch of each of a slot's actions."""
 
 
 class Piece(NamedTuple):
@@ -54,20 +68,15 @@ class Piece(NamedTuple):
 class ModelledCosts:
     """The costs of a step of `model` on `cluster`, laid out as `parallel`; implements plan.StepCosts.
 
-    speeds: how many times as long as its profile says each rank computes. lengths: work of each micro-batch over the
-    average one, to which computation, exchanges, messages and activations are taken to be proportional (attention's
-    quadratic part is not modelled). imbalance: tokens of the fullest expert-parallel GPU over the mean, of each layer
-    with experts, instead of the layout's one figure for all (times only; memory takes the layout's). Each may be empty;
-    speeds and lengths that are left out are 1.
+    speeds: how many times as long as its profile says each rank computes; those left out are 1. lengths: tokens per
+    sequence of each micro-batch, if not all are the layout's `sequence`; each costs what a step of that length does.
     """
 
     model: Model
     cluster: Cluster
     parallel: Parallel
     speeds: tuple[float, ...] = ()
-    lengths: tuple[float, ...] = ()
-    imbalance: tuple[float, ...] = ()
-    _slots: dict[SlotKey, Laid] = field(default_factory=dict, repr=False)
+    lengths: tuple[int, ...] = ()
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     # What StepCosts asks for.
@@ -88,16 +97,16 @@ class ModelledCosts:
     def fill(self, graph: Graph, numbers: Numbers) -> None:
         """Latency, work, weights, held and slowed of every task, and the links' capacities."""
         program = graph.program
-        kinds, template_of = self._kinds(program)
         first = graph.slot_tasks.items[graph.slot_tasks.start[:-1]][: program.slots]
-        for number, key in enumerate(kinds):
-            slots = np.flatnonzero(template_of == number)
-            self._fill_slots(graph, numbers, first[slots][:, None], self._pieces(key))
-        self._scale(graph, numbers)
+        for key, tokens, slots in self._alike(program):
+            self._fill_slots(graph, numbers, first[slots][:, None], self._pieces(key, tokens))
+        self._slow_down(graph, numbers)
         message = np.flatnonzero(graph.message)
-        sent = collectives.point_to_point(self.cluster, self._message_bytes, self._across_nodes)
-        numbers.latency[message] = sent.latency
-        numbers.work[message] = (sent.network_bytes + sent.nvlink_bytes) * self._lengths(program)[graph.action[message]]
+        tokens = self._tokens(program)[graph.action[message]]
+        for length in np.unique(tokens).tolist():
+            sent = collectives.point_to_point(self.cluster, self._message_bytes(length), self._across_nodes)
+            numbers.latency[message[tokens == length]] = sent.latency
+            numbers.work[message[tokens == length]] = sent.network_bytes + sent.nvlink_bytes
         exchanges = [exchange for _, exchange in self._syncs(program)]
         for task, exchange in zip(np.flatnonzero(graph.word == SYNC).tolist(), exchanges, strict=True):
             piece = self._transfer(exchange, self.parallel.communication_sms)
@@ -111,10 +120,11 @@ class ModelledCosts:
 
     def activation(self, program: Program) -> Floats:
         """(actions,) bytes that each F keeps, after recomputation."""
+        length = self._tokens(program) / self.parallel.sequence  # all that is kept is proportional to it
         kept = self._by_stage(
             program, "activation", lambda s: memory.total(memory.activation(self.model, self.parallel, s))
         )
-        return np.where(program.kind == Kind.F, np.array(kept)[program.stage], 0.0) * self._lengths(program)
+        return np.where(program.kind == Kind.F, np.array(kept)[program.stage], 0.0) * length
 
     def release(self, program: Program) -> Floats:
         """(stages,) the share of an activation that I frees: negative where I leaves more for W than it frees.
@@ -147,28 +157,51 @@ class ModelledCosts:
 
     def transient_bytes(self, program: Program) -> Floats:
         """(slots,) bytes that a slot needs while it runs, beside activations; an F&B slot what both actions need."""
-        by_stage = np.array([memory.total(kinds) for kinds in self._transient(program)])
-        return np.asarray(np.add.reduceat(by_stage[program.stage], program.slot_start[:-1]), float)
+        lengths, which = np.unique(self._tokens(program), return_inverse=True)
+        each = np.array([[memory.total(kinds) for kinds in self._transient(program, n)] for n in lengths.tolist()])
+        return np.asarray(np.add.reduceat(each[which, program.stage], program.slot_start[:-1]), float)
 
     def transient_kinds(self, program: Program, slot: int) -> dict[str, float]:
         """The same of one slot, by kind."""
         actions = range(int(program.slot_start[slot]), int(program.slot_start[slot + 1]))
-        parts = [self._transient(program)[program.stage[action]] for action in actions]
+        tokens = self._tokens(program)
+        parts = [self._transient(program, int(tokens[action]))[program.stage[action]] for action in actions]
         return {kind: sum(part[kind] for part in parts) for kind in parts[0]}
 
     def computed_flops(self, program: Program) -> float:
         """FLOPs of a step's matrix products on a GPU of each rank, recomputation included, loads being balanced."""
-        if self.imbalance or self.parallel.expert_imbalance > 1:
-            balanced = replace(self.parallel, expert_imbalance=1.0)
-            return ModelledCosts(self.model, self.cluster, balanced).computed_flops(program)
-        kinds, template_of = self._kinds(program)
-        each = np.array([sum(piece.step.flops for piece in self._slots[key].pieces) for key in kinds])
-        return float(each[template_of].sum())
+        p = self.parallel
+        if p.layer_imbalance or p.expert_imbalance > 1:
+            balanced = p.with_load(1.0)
+            return replace(self, parallel=balanced, _known={}).computed_flops(program)
+        return sum(
+            len(slots) * sum(piece.step.flops for piece in self._laid(key, tokens).pieces)
+            for key, tokens, slots in self._alike(program)
+        )
 
-    def _transient(self, program: Program) -> list[dict[str, float]]:
-        return self._by_stage(program, "transient", lambda s: memory.transient(self.model, self.parallel, s))
+    def trained_tokens(self) -> int:
+        """Tokens of a step."""
+        p = self.parallel
+        return p.dp * p.microbatch_size * sum(self.lengths or p.microbatches * (p.sequence,))
 
-    def _by_stage(self, program: Program, what: str, value: Callable[[Stage], T]) -> list[T]:
+    def model_flops(self, causal: bool) -> float:
+        """FLOPs of a step that the model asks for, over all GPUs: without recomputation, without MTP."""
+        p = self.parallel
+        found = Counter(self.lengths or p.microbatches * (p.sequence,))
+        return (
+            p.dp
+            * p.microbatch_size
+            * sum(
+                count * tokens * sum(self.model.training_flops(tokens, causal=causal).values())
+                for tokens, count in sorted(found.items())
+            )
+        )
+
+    def _transient(self, program: Program, tokens: int) -> list[dict[str, float]]:
+        parallel = self.parallel.with_sequence(tokens)
+        return self._by_stage(program, ("transient", tokens), lambda s: memory.transient(self.model, parallel, s))
+
+    def _by_stage(self, program: Program, what: Any, value: Callable[[Stage], T]) -> list[T]:
         """A value of each stage, found once for stages of equal layers."""
         every = self.stages(program)
         shapes = [self._shape(stage) for stage in every]
@@ -210,50 +243,56 @@ class ModelledCosts:
             one, two = divmod(number, base)
             actions = [one] if two == 0 else [one, two - 1]
             keys.append(tuple((KINDS[a // len(every)].name, shapes[a % len(every)]) for a in actions))
-            if keys[-1] not in self._slots:
-                self._slots[keys[-1]] = self._lay_out(
-                    {KINDS[a // len(every)].name: every[a % len(every)] for a in actions}
-                )
         return keys, np.asarray(template_of, np.int64)
 
-    def _shape(self, stage: Stage) -> tuple[Any, ...]:
-        layers = tuple((self.model.layer(index).kind, self._imbalance(index)) for index in stage.layers)
-        return layers, stage.embedding, stage.head, stage.mtp
+    def _alike(self, program: Program) -> Iterator[tuple[SlotKey, Tokens, Ints]]:
+        """Slots that cost the same: their key, the length of each action's micro-batch, which they are."""
+        kinds, template_of = self._kinds(program)
+        length = self._tokens(program)
+        for number, key in enumerate(kinds):
+            slots = np.flatnonzero(template_of == number)
+            each = length[program.slot_start[slots][:, None] + np.arange(len(key))]
+            found, which = np.unique(each, axis=0, return_inverse=True)
+            for row, tokens in enumerate(found.tolist()):
+                yield key, tuple(tokens), slots[which.reshape(-1) == row]
 
-    def _lay_out(self, actions: dict[str, Stage]) -> Laid:
-        """A slot of one or two kinds of action, each of a stage."""
-        forward = self._passes(actions["F"]) if "F" in actions else []
-        back = [stage for kind, stage in actions.items() if kind != "F"]
-        backward = self._passes(back[0])[::-1] if back else []
-        parts = {kind: number for number, kind in enumerate(actions)}
-        return lay_out(forward, backward, parts, self.parallel.overlap == "within-slot")
+    def _shape(self, stage: Stage) -> Shape:
+        layers = tuple((self.model.layer(index).kind, self.parallel.load(self.model, index)) for index in stage.layers)
+        return Shape(layers, stage.embedding, stage.head, stage.mtp)
 
-    def _passes(self, stage: Stage) -> list[Passes]:
+    def _laid(self, key: SlotKey, tokens: Tokens = ()) -> Laid:
+        """A slot of one or two actions; its structure is the same for every length."""
+        tokens = tokens or (self.parallel.sequence,) * len(key)
+        if (key, tokens) not in self._known:
+            passes = {kind: self._passes(shape, n) for (kind, shape), n in zip(key, tokens, strict=True)}
+            forward = passes.get("F", [])
+            backward = next((found[::-1] for kind, found in passes.items() if kind != "F"), [])
+            parts = {kind: number for number, kind in enumerate(passes)}
+            self._known[key, tokens] = lay_out(forward, backward, parts, self.parallel.overlap == "within-slot")
+        return self._known[key, tokens]  # type: ignore[no-any-return]
+
+    def _passes(self, shape: Shape, tokens: int) -> list[Passes]:
         """A stage's passes, in the order of its forward: embedding, layers, MTP modules, head."""
-        model, cluster, parallel = self.model, self.cluster, self.parallel
-        found = [operators.embedding_passes(model, cluster, parallel)] if stage.embedding else []
-        found += [self._layer_passes(index) for index in stage.layers]
-        found += [operators.mtp_passes(model, cluster, parallel)] if stage.mtp else []
-        return found + ([operators.head_passes(model, cluster, parallel)] if stage.head else [])
+        model, cluster, parallel = self.model, self.cluster, self.parallel.with_sequence(tokens)
+        found = [operators.embedding_passes(model, cluster, parallel)] if shape.embedding else []
+        found += [self._layer_passes(kind, load, tokens) for kind, load in shape.layers]
+        found += [operators.mtp_passes(model, cluster, parallel)] if shape.mtp else []
+        return found + ([operators.head_passes(model, cluster, parallel)] if shape.head else [])
 
-    def _layer_passes(self, index: int) -> Passes:
+    def _layer_passes(self, kind: str, load: float, tokens: int) -> Passes:
         """A layer's passes, found once for layers of a kind and load."""
-        layer, load = self.model.layer(index), self._imbalance(index)
-        if ("layer", layer.kind, load) not in self._known:
-            parallel = replace(self.parallel, expert_imbalance=load)
-            self._known["layer", layer.kind, load] = operators.passes(self.model, self.cluster, parallel, layer)
-        return self._known["layer", layer.kind, load]  # type: ignore[no-any-return]
-
-    def _imbalance(self, index: int) -> float:
-        """The expert load of layer `index`, maximum over mean."""
-        experts = index - self.model.dense_layers
-        return self.imbalance[experts] if 0 <= experts < len(self.imbalance) else self.parallel.expert_imbalance
+        key = ("layer", kind, load, tokens)
+        if key not in self._known:
+            layer = self.model.layer(0 if kind == "dense" else self.model.layers - 1)
+            parallel = self.parallel.with_sequence(tokens).with_load(load)
+            self._known[key] = operators.passes(self.model, self.cluster, parallel, layer)
+        return self._known[key]  # type: ignore[no-any-return]
 
     # Operations.
 
     def _template(self, key: SlotKey) -> Template:
         """A slot's operations, and one that ends it on all streams that slots use."""
-        laid = self._slots[key]
+        laid = self._laid(key)
         found = [
             Operation(piece.step.name, piece.step.streams, piece.needs, piece.part, _links(piece.step))
             for piece in laid.pieces
@@ -263,13 +302,14 @@ class ModelledCosts:
     @cached_property
     def _streams(self) -> tuple[str, ...]:
         """The streams that steps of any layer occupy."""
-        layers = {self.model.layer(index).kind: index for index in range(self.model.layers)}.values()
-        steps = [step for index in layers for part in self._layer_passes(index) for step in part]
+        kinds = sorted({self.model.layer(index).kind for index in range(self.model.layers)})
+        passes = [self._layer_passes(kind, self.parallel.expert_imbalance, self.parallel.sequence) for kind in kinds]
+        steps = [step for layer in passes for part in layer for step in part]
         return tuple(dict.fromkeys(["compute", *(name for step in steps for name in step.streams)]))
 
-    def _pieces(self, key: SlotKey) -> list[Piece]:
+    def _pieces(self, key: SlotKey, tokens: Tokens) -> list[Piece]:
         ended = Piece(0.0, 0.0, 0.0, 0.0, ())
-        return [*(self._piece(piece.step) for piece in self._slots[key].pieces), ended]
+        return [*(self._piece(piece.step) for piece in self._laid(key, tokens).pieces), ended]
 
     def _piece(self, step: Step) -> Piece:
         if _links(step):
@@ -297,21 +337,18 @@ class ModelledCosts:
             index, (link, weight) = np.array([i for i, _ in routed]), zip(*(pair for _, pair in routed), strict=True)
             numbers.weight[graph.route.start[first + index] + np.array(link)] = weight
 
-    def _scale(self, graph: Graph, numbers: Numbers) -> None:
-        """Slow ranks compute longer; long micro-batches compute and exchange more."""
-        program = graph.program
+    def _slow_down(self, graph: Graph, numbers: Numbers) -> None:
+        """Slow ranks compute longer."""
         inside = np.flatnonzero((graph.slot >= 0) & (graph.action >= 0))
         computes = np.diff(graph.route.start)[inside] == 0
-        speeds = np.ones(program.ranks)
+        speeds = np.ones(graph.program.ranks)
         speeds[: len(self.speeds)] = self.speeds
-        factor = np.where(computes, speeds[graph.rank[inside]], 1.0)
-        numbers.work[inside] *= factor * self._lengths(program)[graph.action[inside]]
+        numbers.work[inside] *= np.where(computes, speeds[graph.rank[inside]], 1.0)
 
-    def _lengths(self, program: Program) -> Floats:
-        """(actions,) the length of each one's micro-batch over the average."""
-        lengths = np.ones(program.microbatches)
-        lengths[: len(self.lengths)] = self.lengths
-        return np.asarray(lengths[program.microbatch], float)
+    def _tokens(self, program: Program) -> Ints:
+        """(actions,) tokens per sequence of each one's micro-batch."""
+        lengths = np.array(self.lengths or (self.parallel.sequence,) * program.microbatches, np.int64)
+        return lengths[program.microbatch]
 
     # Outside slots.
 
@@ -324,10 +361,9 @@ class ModelledCosts:
         """Whether neighbouring stages are on different nodes; where only some are, all messages take the network."""
         return self.parallel.gpus > self.cluster.node.nvlink.domain_gpus
 
-    @property
-    def _message_bytes(self) -> float:
+    def _message_bytes(self, tokens: int) -> float:
         """A boundary activation or its gradient, bf16, on one GPU."""
-        p = self.parallel
+        p = self.parallel.with_sequence(tokens)
         split = p.cp * (p.tp if p.sequence_parallel else 1)
         return 2.0 * p.tokens * self.model.hidden / split
 
@@ -362,7 +398,7 @@ class ModelledCosts:
         start, first = int(program.rank_start[rank]), int(ends.first[rank, stage.index])
         if p.zero < 3:
             kinds, template_of = self._kinds(program)
-            layers = self._slots[kinds[template_of[first]]].starts if p.gather_overlap else ()
+            layers = self._laid(kinds[template_of[first]]).starts if p.gather_overlap else ()
             places = [(first, index) for index in layers] or [(start, -1)]
             each = self._over_peers(program, stage, collectives.all_gather, "parameters", len(places))
             return [
@@ -406,7 +442,7 @@ class ModelledCosts:
         if not self.parallel.gradient_overlap:
             return [(int(program.rank_start[rank + 1]) - 1, -1)]
         kinds, template_of = self._kinds(program)
-        made = self._slots[kinds[template_of[slot]]].gradients
+        made = self._laid(kinds[template_of[slot]]).gradients
         if not made:  # a stage without weights of its own
             return [(slot, -1)]
         count = int(min(max(self._gradient_bytes(stage) // BUCKET_BYTES, 1), len(made)))

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
@@ -73,6 +73,13 @@ def _is_stage_layers(value: Any) -> bool:
 Size = Annotated[int, whole(1)]
 Switch = Annotated[bool, Allowed("true or false", lambda value: isinstance(value, bool))]
 Imbalance = Annotated[float, Allowed("a number, at least 1", lambda value: is_number(value, 1))]
+Imbalances = Annotated[
+    tuple[float, ...],
+    Allowed(
+        "a list of numbers, at least 1",
+        lambda value: isinstance(value, tuple) and all(is_number(load, 1) for load in value),
+    ),
+]
 Format = Annotated[str, one_of(*BYTES_PER_ELEMENT)]
 Recompute = Annotated[
     frozenset[str],
@@ -100,7 +107,8 @@ class Parallel:
     overlap: whether slots other than F&B overlap within themselves. gradient_overlap, gather_overlap: whether
     reductions of gradients run beside backwards, and gathers of parameters beside forwards.
     sequence_parallel: whether norms split the sequence over the tensor parallel GPUs.
-    expert_imbalance: tokens of the fullest expert parallel GPU over the mean.
+    expert_imbalance: tokens of the fullest expert parallel GPU over the mean. layer_imbalance: the same of each layer
+    with experts, instead of the one figure for all.
     stage_layers: layers of each stage, as `stages` reads them; its key is `layers`.
 
     Raises ParallelError, one sentence with the numbers, for anything that does not fit.
@@ -129,6 +137,7 @@ class Parallel:
     gather_overlap: Switch = True
     sequence_parallel: Switch = True
     expert_imbalance: Imbalance = 1.0
+    layer_imbalance: Imbalances = ()
     stage_layers: StageLayers = "even"
 
     def __post_init__(self) -> None:
@@ -152,13 +161,16 @@ class Parallel:
             values["recompute"] = _read_recompute(values["recompute"])
         if "layers" in values:
             values["stage_layers"] = read_numbers(values.pop("layers"))
+        if "layer_imbalance" in values:
+            values["layer_imbalance"] = read_numbers(values["layer_imbalance"])
         return Parallel(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The plain values that `of` reads back, defaults included."""
         values = {key_of(f.name): getattr(self, f.name) for f in fields(self)}
         layers = self.stage_layers if isinstance(self.stage_layers, str) else list(self.stage_layers)
-        return values | {"recompute": sorted(self.recompute, key=RECOMPUTE.index), "layers": layers}
+        recompute, loads = sorted(self.recompute, key=RECOMPUTE.index), list(self.layer_imbalance)
+        return values | {"recompute": recompute, "layers": layers, "layer_imbalance": loads}
 
     @property
     def dp(self) -> int:
@@ -184,6 +196,19 @@ class Parallel:
         """Whether a part of RECOMPUTE is recomputed: by its name, as `selective` for `core`, or because all is."""
         names = {part, "full"} | ({"core", "selective"} if part in ("core", "selective") else set())
         return not names.isdisjoint(self.recompute)
+
+    def with_sequence(self, tokens: int) -> Parallel:
+        """The same with sequences of so many tokens."""
+        return self if tokens == self.sequence else replace(self, sequence=tokens)
+
+    def load(self, model: Model, index: int) -> float:
+        """Tokens of the fullest expert-parallel GPU over the mean in decoder layer `index`, counted from 0."""
+        experts = index - model.dense_layers
+        return self.layer_imbalance[experts] if 0 <= experts < len(self.layer_imbalance) else self.expert_imbalance
+
+    def with_load(self, load: float) -> Parallel:
+        """The same where every layer's experts are so unevenly loaded."""
+        return replace(self, expert_imbalance=load, layer_imbalance=())
 
     def check_sequence(self, key: str, tokens: int) -> None:
         """Refuse a sequence length that context and sequence parallelism cannot split evenly. Raises ParallelError."""
@@ -214,13 +239,20 @@ class Parallel:
             for key in ("ep", "etp", "expert_imbalance"):
                 if getattr(self, key) != 1:
                     raise ParallelError(f"{key} = {getattr(self, key)}, but {model.name} has no experts: it takes 1")
+            if self.layer_imbalance:
+                raise ParallelError(f"layer_imbalance is given, but {model.name} has no experts")
             return
         check_multiple(f"experts.routed of {model.name}", model.experts.routed, ep=self.ep)
         check_multiple(f"experts.intermediate of {model.name}", model.experts.intermediate, etp=self.etp)
+        layers, listed = model.layers - model.dense_layers, len(self.layer_imbalance)
+        if listed not in (0, layers):
+            raise ParallelError(f"layer_imbalance holds {listed} layers, but {model.name} has {layers} with experts")
         most = model.experts.routed / model.experts.topk
-        if self.expert_imbalance > most:
-            why = f"{model.name} routes to {model.experts.topk} of {model.experts.routed} experts"
-            raise ParallelError(f"expert_imbalance = {self.expert_imbalance} exceeds {most:g}: {why}")
+        loads = {f"layer_imbalance[{index}]": load for index, load in enumerate(self.layer_imbalance)}
+        for key, load in {"expert_imbalance": self.expert_imbalance, **loads}.items():
+            if load > most:
+                why = f"{model.name} routes to {model.experts.topk} of {model.experts.routed} experts"
+                raise ParallelError(f"{key} = {load} exceeds {most:g}: {why}")
 
 
 def _splits(model: Model) -> Iterator[tuple[str, int]]:
