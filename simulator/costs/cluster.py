@@ -13,7 +13,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -214,14 +214,20 @@ class Cluster:
         self, m: int, n: int, k: int, format: str, sms: int | None = None, output_bytes: float = 2.0
     ) -> float:
         """An m x k by k x n product; `output_bytes` moved an output element (8 to accumulate in fp32)."""
-        curve = self._of("gemm curve", self.gpu.gemm, format)
-        return _gemm(curve, ((m, n, k, 1),), self._share(format, sms), output_bytes)
+        return self.products_seconds("gemm", ((m, n, k),), format, sms, output_bytes)
 
     def grouped_gemm_seconds(
         self, shapes: Sequence[tuple[int, int, int]], format: str, sms: int | None = None, output_bytes: float = 2.0
     ) -> float:
         """One kernel with a product (m, n, k) for each group, whose tiles share the SMs."""
-        curve = self._of("grouped_gemm curve", self.gpu.grouped_gemm, format)
+        return self.products_seconds("grouped_gemm", shapes, format, sms, output_bytes)
+
+    def products_seconds(
+        self, family: str, shapes: Sequence[tuple[int, int, int]], format: str, sms: int | None = None,
+        output_bytes: float = 2.0,
+    ) -> float:  # fmt: skip
+        """The same for a `family` of products, gemm or grouped_gemm."""
+        curve: GemmCurve = self._of(f"{family} curve", getattr(self.gpu, family), format)
         groups = tuple((m, n, k, count) for (m, n, k), count in sorted(Counter(shapes).items()))
         return _gemm(curve, groups, self._share(format, sms), output_bytes)
 
@@ -256,7 +262,9 @@ def _gemm(curve: GemmCurve, groups: tuple[tuple[int, int, int, int], ...], on: _
     found = [0.0]
     if there:
         m, n, k, count = zip(*there, strict=True)
-        gemm_times(found, (0, len(m)), m, n, k, count, (sms,), (output,), rate, bandwidth, element, astuple(curve))
+        gemm_times(
+            found, (0, len(m)), m, n, k, count, (sms,), (output,), rate, bandwidth, element, tuple(vars(curve).values())
+        )
     return found[0]
 
 
@@ -307,7 +315,7 @@ def _attention(curve: AttentionCurve, shape: Attention, backward: bool, on: _Sha
     if shape.causal and shape.keys < shape.queries:
         raise ClusterError(f"causal attention takes no fewer keys than queries = {shape.queries}, not {shape.keys}")
     found = [0.0]
-    attention_times(found, (shape,), (sms,), backward, rate, bandwidth, element, astuple(curve))
+    attention_times(found, (shape,), (sms,), backward, rate, bandwidth, element, tuple(vars(curve).values()))
     return found[0]
 
 

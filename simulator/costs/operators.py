@@ -19,9 +19,9 @@ Megatron-LM; none of their times is used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simpipe.simulator.costs import collectives
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Attention, Cluster
@@ -56,13 +56,28 @@ LOGITS_FORWARD, LOGITS_BACKWARD = (6, 8), 6
 """Bytes a logit, by kernel: forward cast to fp32 (2 + 4) and softmax with loss (4 + 4); backward to bf16 (4 + 2)."""
 
 
+class Kernel(NamedTuple):
+    """A kernel by its curve (`gemm`, `attention_forward`, `memory_bound`, ...; "" as format where it has none).
+
+    shape: the products (m, n, k) of a GEMM, or one Attention; nothing where only bytes count. amount: its FLOPs, or
+    bytes moved. output_bytes: of a product, moved an output element. seconds: on all SMs.
+    """
+
+    family: str
+    format: str
+    shape: tuple[Any, ...]
+    amount: float
+    seconds: float
+    output_bytes: float = 2.0
+
+
 class Step(NamedTuple):
     """One kernel or some kernels in a row, on one GPU.
 
     phase: the part of the pass it stands in. seconds: on all SMs with nothing beside; beside: on those that a
     communication kernel leaves; both 0 where it moves bytes between GPUs. Bytes are those sent, per direction.
     latency: gaps before its kernels, and of a transfer. sms: those that a communication kernel holds. flops: of matrix
-    products. rate_limit: bytes/s that a communication kernel moves at most.
+    products. rate_limit: bytes/s that a communication kernel moves at most. kernels: those that compute.
     """
 
     name: str
@@ -76,6 +91,7 @@ class Step(NamedTuple):
     sms: int = 0
     flops: float = 0.0
     rate_limit: float = math.inf
+    kernels: tuple[Kernel, ...] = ()
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -93,16 +109,18 @@ class Passes(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """Kernels in a row: seconds on all SMs, seconds beside communication, how many, FLOPs."""
+    """Kernels in a row: seconds on all SMs, seconds beside communication, FLOPs of products, the kernels."""
 
     seconds: float = 0.0
     beside: float = 0.0
-    kernels: int = 0
     flops: float = 0.0
+    kernels: tuple[Kernel, ...] = ()
 
 
-def _together(*works: _Work) -> _Work:
-    return _Work(*map(sum, zip(*works, strict=True)))
+def _together(works: Sequence[_Work]) -> _Work:
+    kernels = tuple(kernel for work in works for kernel in work.kernels)
+    seconds, beside = sum(work.seconds for work in works), sum(work.beside for work in works)
+    return _Work(seconds, beside, sum(work.flops for work in works), kernels)
 
 
 def _ceil(whole: float, parts: int) -> int:
@@ -195,25 +213,26 @@ class _Share:
 
     # Kernels.
 
-    def _both(self, time: Callable[[int | None], float], kernels: int = 1, flops: float = 0.0) -> _Work:
-        left = max(1, self.cluster.gpu.sms - self.parallel.communication_sms)
-        return _Work(time(None), time(left), kernels, flops)
+    def _left(self) -> int:
+        """SMs beside a communication kernel."""
+        return max(1, self.cluster.gpu.sms - self.parallel.communication_sms)
 
     def moved(self, *bytes_each: float) -> _Work:
         """A kernel for each amount of bytes read and written."""
-        kernels = [amount for amount in bytes_each if amount]
-        seconds = sum(map(self.cluster.memory_seconds, kernels))
-        return _Work(seconds, seconds, len(kernels))
+        times = {amount: self.cluster.memory_seconds(amount) for amount in bytes_each if amount}
+        kernels = tuple(Kernel("memory_bound", "", (), each, times[each]) for each in bytes_each if each)
+        seconds = sum(kernel.seconds for kernel in kernels)
+        return _Work(seconds, seconds, 0.0, kernels)
 
     def products(self, linear: Linear, shapes: Sequence[Shape], output_bytes: float = 2.0) -> _Work:
         """Products m x n x k, in one kernel."""
         kind = self.parallel.compute_format if self.casts(linear) else self.plain
         flops = sum(2.0 * m * n * k for m, n, k in shapes)
-        if linear.copies > 1:
-            shapes = tuple(shapes)
-            return self._both(lambda sms: self.cluster.grouped_gemm_seconds(shapes, kind, sms, output_bytes), 1, flops)
-        ((m, n, k),) = shapes
-        return self._both(lambda sms: self.cluster.gemm_seconds(m, n, k, kind, sms, output_bytes), 1, flops)
+        family = "grouped_gemm" if linear.copies > 1 else "gemm"
+        alone, beside = (
+            self.cluster.products_seconds(family, shapes, kind, sms, output_bytes) for sms in (None, self._left())
+        )
+        return _Work(alone, beside, flops, (Kernel(family, kind, tuple(shapes), flops, alone, output_bytes),))
 
     def attention(self, core: Core, backward: bool) -> _Work:
         """Each of the context-parallel group has as many causal pairs: those of its queries over half of the keys."""
@@ -224,14 +243,18 @@ class _Share:
             p.microbatch_size, heads, kv_heads, queries, _ceil(p.sequence + queries, 2), core.qk_dim, core.v_dim
         )
         flops = core.flops(p.sequence / 2) * (1 + backward) * self.tokens * heads / core.heads
-        return self._both(lambda sms: self.cluster.attention_seconds(shape, self.plain, backward, sms), 1, flops)
+        alone, beside = (
+            self.cluster.attention_seconds(shape, self.plain, backward, sms) for sms in (None, self._left())
+        )
+        family = "attention_backward" if backward else "attention_forward"
+        return _Work(alone, beside, flops, (Kernel(family, self.plain, (shape,), flops, alone),))
 
     # Steps.
 
     def step(self, name: str, phase: str, *works: _Work, stream: str = "compute") -> Step:
-        work = _together(*works)
-        gaps = work.kernels * self.cluster.gpu.kernel_gap
-        return Step(name, phase, stream, work.seconds, work.beside, latency=gaps, flops=work.flops)
+        seconds, beside, flops, kernels = _together(works)
+        gaps = len(kernels) * self.cluster.gpu.kernel_gap
+        return Step(name, phase, stream, seconds, beside, latency=gaps, flops=flops, kernels=kernels)
 
     def transfer(self, name: str, phase: str, exchange: Exchange, stream: str) -> Step:
         sms = self.parallel.communication_sms
