@@ -23,6 +23,7 @@ LAYERS = [
     "schedules",
     "simulator.costs.model",
     "simulator.costs.profile",
+    "simulator.costs.profile",
     "simulator.costs.cluster",
     "simulator.costs.parallel",
     "simulator.costs.collectives",
