@@ -101,18 +101,8 @@ class ModelledCosts:
         for key, tokens, slots in self._alike(program):
             self._fill_slots(graph, numbers, first[slots][:, None], self._pieces(key, tokens))
         self._slow_down(graph, numbers)
-        message = np.flatnonzero(graph.message)
-        tokens = self._tokens(program)[graph.action[message]]
-        for length in np.unique(tokens).tolist():
-            sent = collectives.point_to_point(self.cluster, self._message_bytes(length), self._across_nodes)
-            numbers.latency[message[tokens == length]] = sent.latency
-            numbers.work[message[tokens == length]] = sent.network_bytes + sent.nvlink_bytes
-        exchanges = [exchange for _, exchange in self._syncs(program)]
-        for task, exchange in zip(np.flatnonzero(graph.word == SYNC).tolist(), exchanges, strict=True):
-            piece = self._transfer(exchange, self.parallel.communication_sms)
-            numbers.latency[task], numbers.work[task], numbers.held[task] = piece[:3]
-            entries = slice(graph.route.start[task], graph.route.start[task + 1])
-            numbers.weight[entries] = np.resize(piece.weights, entries.stop - entries.start)  # on each of its ranks
+        self._fill_messages(graph, numbers)
+        self._fill_syncs(graph, numbers)
         ranks = range(program.ranks)
         numbers.work[graph.word == OPTIMIZER] = [self._optimizer_seconds(program, rank) for rank in ranks]
         network, nvlink = collectives.network_bandwidth(self.cluster), collectives.nvlink_bandwidth(self.cluster)
@@ -336,6 +326,22 @@ class ModelledCosts:
         if routed:
             index, (link, weight) = np.array([i for i, _ in routed]), zip(*(pair for _, pair in routed), strict=True)
             numbers.weight[graph.route.start[first + index] + np.array(link)] = weight
+
+    def _fill_messages(self, graph: Graph, numbers: Numbers) -> None:
+        message = np.flatnonzero(graph.message)
+        length = self._tokens(graph.program)[graph.action[message]]
+        for tokens in np.unique(length).tolist():
+            sent = collectives.point_to_point(self.cluster, self._message_bytes(tokens), self._across_nodes)
+            numbers.latency[message[length == tokens]] = sent.latency
+            numbers.work[message[length == tokens]] = sent.network_bytes + sent.nvlink_bytes
+
+    def _fill_syncs(self, graph: Graph, numbers: Numbers) -> None:
+        exchanges = [exchange for _, exchange in self._syncs(graph.program)]
+        for task, exchange in zip(np.flatnonzero(graph.word == SYNC).tolist(), exchanges, strict=True):
+            piece = self._transfer(exchange, self.parallel.communication_sms)
+            numbers.latency[task], numbers.work[task], numbers.held[task] = piece[:3]
+            entries = slice(graph.route.start[task], graph.route.start[task + 1])
+            numbers.weight[entries] = np.resize(piece.weights, entries.stop - entries.start)  # on each of its ranks
 
     def _slow_down(self, graph: Graph, numbers: Numbers) -> None:
         """Slow ranks compute longer."""
