@@ -5,6 +5,7 @@ Costs are given by hand (`given`), or follow from a scenario: model, machine and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,16 +82,16 @@ def given(schedule: str, ranks: int | None, microbatches: int | None, chunks: in
     return Case(name, program, Costs.read(costs) if ending == ".toml" else Costs.parse(costs))
 
 
-def modelled(scenario: Scenario) -> Case:
-    """The case that a scenario describes. Raises SimpipeError."""
+def modelled(scenario: Scenario, program: Callable[..., Program] = schedules.program) -> Case:
+    """The case that a scenario describes; `program` makes its order, or remembers it. Raises SimpipeError."""
     from simpipe.simulator.costs.modelled import ModelledCosts
 
     loaded = scenario.load()
     spec, parallel = loaded.schedule, loaded.parallel
-    program = schedules.program(spec.name, parallel.ranks, parallel.microbatches, spec.chunks, **spec.options)
+    order = program(spec.name, parallel.ranks, parallel.microbatches, spec.chunks, **spec.options)
     speeds = tuple(scenario.stragglers.get(rank, 1.0) for rank in range(parallel.ranks))
     costs = ModelledCosts(loaded.model, loaded.cluster, parallel, speeds, scenario.lengths)
-    return Case(spec.name, program, costs)
+    return Case(spec.name, order, costs)
 
 
 def simulated(case: Case, engine: Engine = "auto") -> tuple[Trace, Figures]:

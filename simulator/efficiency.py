@@ -14,6 +14,7 @@ import numpy as np
 
 from simpipe.simulator.costs import memory
 from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.kernels import Floats
 from simpipe.simulator.trace import Trace
 
 GB = 1e9
@@ -65,15 +66,18 @@ class Efficiency:
         )
 
 
-def efficiency(trace: Trace, costs: ModelledCosts) -> Efficiency:
-    """The figures of a trace that was simulated with `costs`."""
+def efficiency(trace: Trace, costs: ModelledCosts, exposed: Floats | None = None) -> Efficiency:
+    """The figures of a trace that was simulated with `costs`.
+
+    exposed: (ranks,) seconds of exposed communication, where the trace has slots as single tasks and cannot say.
+    """
     cluster, parallel = costs.cluster, costs.parallel
     step = trace.makespan
     tokens = costs.trained_tokens()
     causal, full = (costs.model_flops(causal=c) / (step * parallel.gpus) for c in (True, False))
     peak = cluster.peak("bf16")
     per_rank = [_peak(trace, costs, rank) for rank in range(trace.program.ranks)]
-    exposed = trace.exposed_communication
+    exposed = trace.exposed_communication if exposed is None else exposed
     worst = max(per_rank, key=lambda rank: rank.peak_bytes)
     return Efficiency(
         step_time_s=step,

@@ -27,7 +27,7 @@ from simpipe.simulator.graph import (
 )
 from simpipe.simulator.kernels import Ints
 from simpipe.simulator.plan import Numbers, Operation, Plan, StepCosts, Sync, Template
-from simpipe.simulator.program import Kind, Program
+from simpipe.simulator.program import Dependencies, Kind, Program
 
 
 def lower(program: Program, *costs: StepCosts) -> tuple[Graph, Loads]:
@@ -44,7 +44,14 @@ def lower(program: Program, *costs: StepCosts) -> tuple[Graph, Loads]:
 
 def structure(program: Program, plan: Plan) -> Graph:
     """The Graph: the tasks of slots in the program's order, then messages, syncs, the barrier and the optimizers."""
-    return _Builder(program, plan).graph()
+    return _Builder(program, plan, program.dependencies).graph()
+
+
+def apart(program: Program, costs: StepCosts) -> tuple[Graph, Loads]:
+    """As `lower`, but ranks know nothing of each other: no messages. The program need not be complete."""
+    none = np.empty(0, np.int64)
+    graph = _Builder(program, costs.plan(program), Dependencies(none, none, none > 0, none > 0)).graph()
+    return graph, loads(graph, (costs,))
 
 
 def loads(graph: Graph, costs: tuple[StepCosts, ...]) -> Loads:
@@ -81,9 +88,8 @@ class _Messages(NamedTuple):
 class _Builder:
     """The state of one lowering: where each slot's tasks begin, and the edges found so far."""
 
-    def __init__(self, program: Program, plan: Plan) -> None:
+    def __init__(self, program: Program, plan: Plan, links: Dependencies) -> None:
         self.program, self.plan = program, plan
-        links = program.dependencies
         maker, taker = links.source[links.crossing], links.target[links.crossing]
         at = program.action_rank
         self.messages = _Messages(maker, taker, links.forward[links.crossing], at[maker], at[taker])

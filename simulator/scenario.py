@@ -72,7 +72,8 @@ KEYS = {
 }
 """What each key of a scenario means, in the order in which a file is written."""
 
-_PATHS = ("model", "hardware", "schedule")
+PATHS = ("model", "hardware", "schedule")
+"""Keys whose value may be a path."""
 
 
 class ScenarioError(SimpipeError):
@@ -141,8 +142,8 @@ class Scenario:
 
     def __post_init__(self) -> None:
         check_values(self, ScenarioError)
-        for key in _PATHS:
-            object.__setattr__(self, key, _anchored(getattr(self, key), os.getcwd()))
+        for key in PATHS:
+            object.__setattr__(self, key, anchored(getattr(self, key), os.getcwd()))
         ranks, microbatches = self.parallel.ranks, self.parallel.microbatches
         for rank in self.stragglers:
             if not 0 <= rank < ranks:
@@ -177,9 +178,9 @@ class Scenario:
         """
         given = _table(Path(path))
         folder = os.path.abspath(Path(path).parent)
-        for key in _PATHS:
+        for key in PATHS:
             if isinstance(given.get(key), str):
-                given[key] = _anchored(given[key], folder)
+                given[key] = anchored(given[key], folder)
         return _replaced(given, overrides, str(path))
 
     def with_(self, **overrides: Any) -> Scenario:
@@ -207,7 +208,7 @@ class Scenario:
             table[key] = (CommentedSeq if isinstance(value, list) else CommentedMap)(value) if flow else value
             if flow:
                 table[key].fa.set_flow_style()
-            if key in _PATHS:
+            if key in PATHS:
                 table[key] = _relative(value, os.path.abspath(Path(path).parent))
             table.yaml_set_comment_before_after_key(key, before=KEYS[key])
         yaml = YAML()
@@ -272,8 +273,8 @@ def _read_stragglers(value: Any) -> Any:
 # Paths: absolute inside, relative to its folder in a file.
 
 
-def _anchored(text: str, folder: str) -> str:
-    """The text, a relative path in it (with options behind it or not) made absolute."""
+def anchored(text: str, folder: str) -> str:
+    """A model, machine or schedule: a relative path in it (with options behind it or not) made absolute."""
     path, options = _path_and_options(text)
     return os.path.normpath(os.path.join(folder, path)) + options if path else text
 

@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, cast
@@ -363,7 +363,18 @@ def load_cluster(name_or_path: str | os.PathLike[str]) -> Cluster:
 
     Raises ClusterError, one sentence with file and key, for anything that is not a sound profile.
     """
-    path, description, read = profile.read(PROFILES, name_or_path)
+    name = os.fspath(name_or_path)
+    return _profile(name) if name in profile_names() else _load(name)
+
+
+@cache
+def _profile(name: str) -> Cluster:
+    """A machine that comes with simpipe, read once."""
+    return _load(name)
+
+
+def _load(name: str) -> Cluster:
+    path, description, read = profile.read(PROFILES, name)
     families = ("gemm", "grouped_gemm", "attention_forward", "attention_backward")
     for family, format in product(families, BYTES_PER_ELEMENT):
         own, compute, like = f"gpu.{family}.{format}.", format.removesuffix("_block"), "bf16"

@@ -354,10 +354,18 @@ class Model(_Shape):
         """Layer `index`, counted from 0."""
         if not 0 <= index < self.layers:
             raise IndexError(f"{self.name} has layers 0 to {self.layers - 1}, not {index}")
-        kind, mlp = ("dense", self.mlp) if index < self.dense_layers else ("moe", self.experts)
-        assert mlp
+        return self._layer_kinds["dense" if index < self.dense_layers else "moe"]
+
+    @functools.cached_property
+    def _layer_kinds(self) -> dict[str, Layer]:
+        """One layer of each kind."""
         attention = (self._norm("attention"), *self.attention.operations(self.hidden))
-        return Layer(kind, attention, (self._norm("mlp"), *mlp.operations(self.hidden)))
+        mlps = {"dense": self.mlp, "moe": self.experts}
+        return {
+            kind: Layer(kind, attention, (self._norm("mlp"), *mlp.operations(self.hidden)))
+            for kind, mlp in mlps.items()
+            if mlp
+        }
 
     @property
     def head(self) -> tuple[Operation, ...]:
@@ -461,11 +469,72 @@ def model_names() -> tuple[str, ...]:
 
 
 def load_model(name: str | Path) -> Model:
-    """The model of a profile's name, a path to a profile, or a path to a HuggingFace config.json or its folder.
+    """The model of a profile's name, a path to a profile or to a HuggingFace config.json or its folder, or of text
+    such as `layers=32,hidden=4096,heads=32,kv_heads=8,ffn=14336,vocab=128256` (SHAPE_KEYS).
 
     Raises ModelError with file and key.
     """
-    path = _find(str(name))
+    text = str(name)
+    if re.match(r"\w+=", text):
+        return _from_text(text)
+    return _profile(text) if text in model_names() else _load(text)
+
+
+@functools.cache
+def _profile(name: str) -> Model:
+    """A model that comes with simpipe, read once."""
+    return _load(name)
+
+
+SHAPE_KEYS = {
+    "layers": "layers",
+    "hidden": "hidden",
+    "heads": "attention.heads",
+    "kv_heads": "attention.kv_heads",
+    "head_dim": "attention.head_dim",
+    "ffn": "mlp.intermediate",
+    "gated": "mlp.gated",
+    "vocab": "vocabulary",
+    "experts": "experts.routed",
+    "topk": "experts.topk",
+    "expert_ffn": "experts.intermediate",
+    "shared_experts": "experts.shared",
+    "dense_layers": "experts.first_dense",
+    "tied_head": "tied_head",
+    "positions": "positions",
+}
+"""The keys of a model given as text, and what they are in a profile. kv_heads is heads, head_dim hidden / heads where
+they are left out; `ffn` is of dense layers, `expert_ffn` of one expert."""
+
+
+def _from_text(text: str) -> Model:
+    table: dict[str, Any] = {"source": "given by its sizes"}
+    sizes: dict[str, Any] = {}
+    for part in text.split(","):
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        if key not in SHAPE_KEYS:
+            raise ModelError(f"{_show(key)} is no size of a model; {_nearest(key, SHAPE_KEYS)}")
+        words = {"true": True, "false": False}
+        if value not in words and not re.fullmatch("[0-9]{1,18}", value):
+            raise ModelError(f"{key} = {_show(value)} is not a whole number, true or false")
+        sizes[key] = words[value] if value in words else int(value)
+    sizes.setdefault("kv_heads", sizes.get("heads"))
+    if "head_dim" not in sizes and isinstance(sizes.get("hidden"), int) and sizes.get("heads"):
+        sizes["head_dim"] = sizes["hidden"] // sizes["heads"]
+    table["attention"] = {"kind": "grouped"}
+    for key, value in sizes.items():
+        *parts, field_name = SHAPE_KEYS[key].split(".")
+        if value is not None:
+            (table.setdefault(parts[0], {}) if parts else table)[field_name] = value
+    short = {long: key for key, long in SHAPE_KEYS.items()} | {"mlp": "ffn"}
+    try:
+        return _model(text, table)
+    except ModelError as error:
+        raise ModelError(re.sub(r"[\w.]+", lambda word: short.get(word[0], word[0]), str(error))) from None
+
+
+def _load(name: str) -> Model:
+    path = _find(name)
     table = _read(path)
     names: dict[str, str] = {}
     try:

@@ -83,30 +83,45 @@ class ModelledCosts:
 
     def plan(self, program: Program) -> Plan:
         """A template for each kind of slot, and what reduces gradients and gathers parameters outside them."""
+        syncs = tuple(sync for sync, _ in self.syncs(program))
+        return replace(self.plan_slots(program), syncs=syncs, barrier=True, optimizer=True)
+
+    def plan_slots(self, program: Program) -> Plan:
+        """The part of the plan that is of slots and links alone."""
         kinds, template_of = self._kinds(program)
-        return Plan(
-            templates=tuple(self._template(key) for key in kinds),
-            template_of=template_of,
-            syncs=tuple(sync for sync, _ in self._syncs(program)),
-            links=LINKS,
-            message_links=("nic_out", "nic_in") if self._across_nodes else ("nvlink_out", "nvlink_in"),
-            barrier=True,
-            optimizer=True,
-        )
+        templates = tuple(self._template(key) for key in kinds)
+        return Plan(templates, template_of, links=LINKS, message_links=self.message_links)
+
+    @property
+    def message_links(self) -> tuple[str, str]:
+        """The links that a message leaves and arrives by."""
+        return ("nic_out", "nic_in") if self._across_nodes else ("nvlink_out", "nvlink_in")
 
     def fill(self, graph: Graph, numbers: Numbers) -> None:
         """Latency, work, weights, held and slowed of every task, and the links' capacities."""
+        self.fill_slots(graph, numbers)
+        self.fill_outside(graph, numbers, [exchange for _, exchange in self.syncs(graph.program)])
+
+    def fill_slots(self, graph: Graph, numbers: Numbers) -> None:
+        """The numbers of the tasks in slots, and the links' capacities."""
         program = graph.program
         first = graph.slot_tasks.items[graph.slot_tasks.start[:-1]][: program.slots]
-        for key, tokens, slots in self._alike(program):
+        for key, tokens, slots in self.alike(program):
             self._fill_slots(graph, numbers, first[slots][:, None], self._pieces(key, tokens))
         self._slow_down(graph, numbers)
-        self._fill_messages(graph, numbers)
-        self._fill_syncs(graph, numbers)
-        ranks = range(program.ranks)
-        numbers.work[graph.word == OPTIMIZER] = [self._optimizer_seconds(program, rank) for rank in ranks]
+        numbers.capacity[:] = self.capacities(program)
+
+    def capacities(self, program: Program) -> Floats:
+        """(links,) of each rank's links; that of a communication kernel is 1, its weight the inverse of its limit."""
         network, nvlink = collectives.network_bandwidth(self.cluster), collectives.nvlink_bandwidth(self.cluster)
-        numbers.capacity[:] = np.tile([network, network, nvlink, nvlink, 1.0], program.ranks)
+        return np.tile([network, network, nvlink, nvlink, 1.0], program.ranks)
+
+    def fill_outside(self, graph: Graph, numbers: Numbers, exchanges: list[Exchange]) -> None:
+        """The numbers of messages, optimizer steps, and syncs, whose `exchanges` are in the order of their tasks."""
+        self._fill_messages(graph, numbers)
+        self._fill_syncs(graph, numbers, exchanges)
+        ranks = range(graph.program.ranks)
+        numbers.work[graph.word == OPTIMIZER] = [self._optimizer_seconds(graph.program, rank) for rank in ranks]
 
     def activation(self, program: Program) -> Floats:
         """(actions,) bytes that each F keeps, after recomputation."""
@@ -166,7 +181,7 @@ class ModelledCosts:
             return replace(self, parallel=balanced, _known={}).computed_flops(program)
         return sum(
             len(slots) * sum(piece.step.flops for piece in self._laid(key, tokens).pieces)
-            for key, tokens, slots in self._alike(program)
+            for key, tokens, slots in self.alike(program)
         )
 
     def trained_tokens(self) -> int:
@@ -190,6 +205,13 @@ class ModelledCosts:
     def _transient(self, program: Program, tokens: int) -> list[dict[str, float]]:
         parallel = self.parallel.with_sequence(tokens)
         return self._by_stage(program, ("transient", tokens), lambda s: memory.transient(self.model, parallel, s))
+
+    def _weights(self, stage: Stage) -> memory.Weights:
+        """Parameters of a stage on one GPU."""
+        key = ("weights", self._shape(stage))
+        if key not in self._known:
+            self._known[key] = memory.weights(self.model, self.parallel, [stage])
+        return self._known[key]  # type: ignore[no-any-return]
 
     def _by_stage(self, program: Program, what: Any, value: Callable[[Stage], T]) -> list[T]:
         """A value of each stage, found once for stages of equal layers."""
@@ -215,9 +237,10 @@ class ModelledCosts:
 
     def _kinds(self, program: Program) -> tuple[list[SlotKey], Ints]:
         """The kinds of slots there are, and (slots,) which one each is. Stages of equal layers are one class."""
-        if self._known.get("program") is not program:
-            self._known["program"], self._known["kinds"] = program, self._find_kinds(program)
-        return self._known["kinds"]  # type: ignore[no-any-return]
+        key = ("kinds", id(program))
+        if key not in self._known:
+            self._known[key] = program, self._find_kinds(program)  # the program too, that nothing else gets its id
+        return self._known[key][1]  # type: ignore[no-any-return]
 
     def _find_kinds(self, program: Program) -> tuple[list[SlotKey], Ints]:
         every = self.stages(program)
@@ -235,7 +258,7 @@ class ModelledCosts:
             keys.append(tuple((KINDS[a // len(every)].name, shapes[a % len(every)]) for a in actions))
         return keys, np.asarray(template_of, np.int64)
 
-    def _alike(self, program: Program) -> Iterator[tuple[SlotKey, Tokens, Ints]]:
+    def alike(self, program: Program) -> Iterator[tuple[SlotKey, Tokens, Ints]]:
         """Slots that cost the same: their key, the length of each action's micro-batch, which they are."""
         kinds, template_of = self._kinds(program)
         length = self._tokens(program)
@@ -263,11 +286,16 @@ class ModelledCosts:
 
     def _passes(self, shape: Shape, tokens: int) -> list[Passes]:
         """A stage's passes, in the order of its forward: embedding, layers, MTP modules, head."""
-        model, cluster, parallel = self.model, self.cluster, self.parallel.with_sequence(tokens)
-        found = [operators.embedding_passes(model, cluster, parallel)] if shape.embedding else []
+        found = [self._outer_passes(operators.embedding_passes, tokens)] if shape.embedding else []
         found += [self._layer_passes(kind, load, tokens) for kind, load in shape.layers]
-        found += [operators.mtp_passes(model, cluster, parallel)] if shape.mtp else []
-        return found + ([operators.head_passes(model, cluster, parallel)] if shape.head else [])
+        found += [self._outer_passes(operators.mtp_passes, tokens)] if shape.mtp else []
+        return found + ([self._outer_passes(operators.head_passes, tokens)] if shape.head else [])
+
+    def _outer_passes(self, make: Callable[[Model, Cluster, Parallel], Passes], tokens: int) -> Passes:
+        """Passes of what is no layer, found once."""
+        if (make, tokens) not in self._known:
+            self._known[make, tokens] = make(self.model, self.cluster, self.parallel.with_sequence(tokens))
+        return self._known[make, tokens]  # type: ignore[no-any-return]
 
     def _layer_passes(self, kind: str, load: float, tokens: int) -> Passes:
         """A layer's passes, found once for layers of a kind and load."""
@@ -335,8 +363,7 @@ class ModelledCosts:
             numbers.latency[message[length == tokens]] = sent.latency
             numbers.work[message[length == tokens]] = sent.network_bytes + sent.nvlink_bytes
 
-    def _fill_syncs(self, graph: Graph, numbers: Numbers) -> None:
-        exchanges = [exchange for _, exchange in self._syncs(graph.program)]
+    def _fill_syncs(self, graph: Graph, numbers: Numbers, exchanges: list[Exchange]) -> None:
         for task, exchange in zip(np.flatnonzero(graph.word == SYNC).tolist(), exchanges, strict=True):
             piece = self._transfer(exchange, self.parallel.communication_sms)
             numbers.latency[task], numbers.work[task], numbers.held[task] = piece[:3]
@@ -380,7 +407,7 @@ class ModelledCosts:
         shard = self.static_bytes(program, rank)["optimizer"] / state
         return self.cluster.memory_seconds(2 * shard * (state + p.gradient_bytes))
 
-    def _syncs(self, program: Program) -> list[tuple[Sync, Exchange]]:
+    def syncs(self, program: Program) -> list[tuple[Sync, Exchange]]:
         """What ranks do for their stages' gradients and parameters, in the order of each one's data-parallel stream.
 
         The stream is first in, first out: gathers and reductions are sorted by the slot whose end lets them start.
@@ -462,7 +489,7 @@ class ModelledCosts:
             ranks = tuple(rank for rank, held in enumerate(program.placement) if stage.index in held)
             if len(ranks) < 2:
                 continue
-            held = memory.weights(self.model, p, [stage])
+            held = self._weights(stage)
             size = self._gradient_bytes(stage)
             if p.zero:
                 size = p.gradient_bytes * (held.dense / (p.dp * p.cp) + held.experts / p.edp) / len(ranks)
@@ -476,7 +503,7 @@ class ModelledCosts:
 
         Parameters come from the shards of all copies of the stage; each copy reduces its own gradients.
         """
-        held = memory.weights(self.model, self.parallel, [stage])
+        held = self._weights(stage)
         p = self.parallel
         sizes, copies = [held.dense * p.gradient_bytes, held.experts * p.gradient_bytes], 1
         if what == "parameters":
@@ -490,7 +517,7 @@ class ModelledCosts:
         return total
 
     def _gradient_bytes(self, stage: Stage) -> float:
-        held = memory.weights(self.model, self.parallel, [stage])
+        held = self._weights(stage)
         return (held.dense + held.experts) * self.parallel.gradient_bytes
 
 

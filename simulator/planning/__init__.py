@@ -1,0 +1,1 @@
+"""Planning: many configurations in, a table of figures, a choice and its reasons out."""

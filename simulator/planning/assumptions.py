@@ -1,0 +1,37 @@
+"""Assumptions: what figures of a table rest on, for the sheet beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from simpipe.simulator.costs.cluster import Cluster, load_cluster
+from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.planning.evaluation import COLUMNS
+from simpipe.simulator.planning.tables import Row
+
+GENERAL = (
+    ("a slot", "is one task as long as its operations take when it runs alone; messages and collectives outside "
+     "share links among themselves only"),
+    ("kernels, links", "take the times of the hardware profile's curves; not what hosts and frameworks add"),
+    ("replicas", "behave alike: data-parallel pipelines are simulated once"),
+    ("mfu", "counts the model's FLOPs with causal attention, without recomputation, over the dense BF16 peak"),
+    ("GB, bandwidth", "GB is 1e9 bytes; bandwidths are per direction"),
+    ("cost", "GPU-hours times price_usd_per_gpu_hour of the row or of the hardware profile: no discounts, no failures"),
+)  # fmt: skip
+
+
+def of(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """What was assumed of the machines that rows name, in general, and what each column is."""
+    names = {str(row["hardware"]): None for row in rows if row.get("hardware")}
+    found = list(GENERAL)
+    for name in names:
+        try:
+            found += [(f"{name}: {key}", text) for key, text in _assumed(load_cluster(name))]
+        except SimpipeError:
+            continue  # the rows that name it say so
+    return found + [(name, column.meaning) for name, column in COLUMNS.items()]
+
+
+def _assumed(cluster: Cluster) -> Iterable[tuple[str, str]]:
+    price = () if cluster.price is None else (("price_usd_per_gpu_hour", f"{cluster.price:g} USD a GPU-hour"),)
+    return [*price, *cluster.assumed.items()]
