@@ -98,6 +98,20 @@ Outs = Annotated[
 ]
 
 
+def inches(text: str) -> float:
+    """A number of inches of the command line."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number of inches") from None
+
+
+Width = Annotated[
+    float | None,
+    typer.Option("--width", parser=inches, metavar="INCHES", help="How wide a picture is.", show_default=False),
+]
+
+
 def modelled_flags(arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of a command's arguments that are keys of a scenario."""
     names = "ranks chunks model hardware gpus global_batch sequence microbatch_size tp cp ep zero recompute precision"

@@ -33,6 +33,7 @@ from simpipe.commands.options import (
     Sets,
     Step,
     Tp,
+    Width,
     Worker,
     Zero,
     engine_of,
@@ -76,6 +77,7 @@ def run(
     engine: Engine = "auto",
     json: Json = False,
     out: Outs = None,
+    width: Width = None,
 ) -> None:
     """Simulate one step: its timeline, its bubbles and their causes, its memory.
 
@@ -98,7 +100,7 @@ def run(
     from simpipe.simulator import views
     from simpipe.simulator.views import console
 
-    views.check(out or [])
+    views.check(out or [], width)
     if scenario or model:
         case = cases.modelled(scenario_of(scenario, schedule, costs, microbatches, flags, set or []))
     else:
@@ -108,7 +110,7 @@ def run(
     program = case.program
     if not json and not out:
         out = [f"{program.name}-{program.ranks}x{program.microbatches}.html"]
-    written = [path for target in out or [] for path in views.write(trace, target)]
+    written = [path for target in out or [] for path in views.write(trace, target, width)]
     if json:
         print_json(figures.to_dict())
     else:
@@ -184,7 +186,8 @@ def compare(
     set: Sets = None,
     engine: Engine = "auto",
     json: Json = False,
-    out: Annotated[list[str] | None, words("Where to write, as .csv, .png or .svg; repeatable.", "PATH")] = None,
+    out: Annotated[list[str] | None, words("Where to write, as .csv, .png, .svg or .pdf; repeatable.", "PATH")] = None,
+    width: Width = None,
 ) -> None:
     """Compare schedules on one basis: equal ranks, micro-batches and layers; or equal model, GPUs and global batch.
 
@@ -197,7 +200,7 @@ def compare(
     from simpipe.simulator import comparison, views
     from simpipe.simulator.views import console
 
-    views.check_comparison(out or [])
+    views.check_comparison(out or [], width)
     wanted: dict[str, Callable[[], Case]] = {}
     for text in schedule or schedules.catalogue():
         if not (scenario or model):
@@ -223,7 +226,7 @@ def compare(
         raise SimpipeError(f"there is nothing to compare: {refused[0]}")
     ordered, rows = comparison.rank(entries)
     for path in out or []:
-        views.write_comparison(rows, {entry.label: traces[entry.label] for entry in ordered}, path)
+        views.write_comparison(rows, {entry.label: traces[entry.label] for entry in ordered}, path, width)
     if json:
         print_json({"schedules": rows, "refused": refused})
     else:

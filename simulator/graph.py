@@ -65,7 +65,8 @@ class Graph:
 
     rank: (tasks,) where a task is shown; a message at its sender. streams: those each task occupies.
     needs: the tasks each one depends on, stream order aside. route: the links its bytes cross.
-    stream_rank, stream_name: (streams,) the rank, and the index in STREAMS. links: how many there are.
+    stream_rank, stream_name: (streams,) the rank, and the index in STREAMS. link_names: the links that every rank has,
+    in the order of their numbers.
     word: (tasks,) index in WORDS. action: (tasks,) the program's action it runs or whose result it carries,
     -1 for none. partner: (tasks,) the B of an overlapped slot, or the action that takes a message; -1 for none.
     slot: (tasks,) the slot it belongs to, ascending while not -1 (none). slot_rank: (slots,).
@@ -78,7 +79,7 @@ class Graph:
     route: Ragged
     stream_rank: Ints
     stream_name: Ints
-    links: int
+    link_names: tuple[str, ...]
     word: Ints
     action: Ints
     partner: Ints
@@ -94,6 +95,11 @@ class Graph:
     @property
     def ranks(self) -> int:
         return self.program.ranks
+
+    @property
+    def links(self) -> int:
+        """How many links there are; those of a rank follow each other, in the order of their names."""
+        return len(self.link_names) * self.ranks
 
     @cached_property
     def inputs(self) -> Ragged:

@@ -134,7 +134,7 @@ class _Builder:
             route=self._routes(),
             stream_rank=np.repeat(ranks, len(self.names)),
             stream_name=np.tile([STREAMS.index(name) for name in self.names], program.ranks),
-            links=len(plan.links) * program.ranks,
+            link_names=plan.links,
             word=np.concatenate([
                 np.where(whole, OVERLAPPED, program.kind[action]),
                 np.where(messages.forward, ACTIVATION, GRADIENT), tail,

@@ -19,6 +19,7 @@ from simpipe.simulator.program import Kind, Program
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 
 def simulate(program: Program, costs: StepCosts | None = None, engine: Engine = "auto") -> Trace:
@@ -55,6 +56,18 @@ class Trace:
 
     def __repr__(self) -> str:
         return f"<Trace of {self.program!r}: {self.graph.tasks} tasks, makespan {self.makespan:g} s>"
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the lanes of all ranks with Matplotlib into `ax`, or into a figure of their own; returns the axes."""
+        from simpipe.simulator.views import picture
+
+        return picture.draw(self, ax)
+
+    def _repr_html_(self) -> str:
+        """A notebook shows a run as a picture with its figures."""
+        from simpipe.simulator.views import notebook
+
+        return notebook.html(self)
 
     @property
     def program(self) -> Program:

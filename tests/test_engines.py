@@ -16,7 +16,7 @@ from simpipe.simulator.lower import lower
 
 
 def graph_of(
-    streams: list[list[int]], needs: list[list[int]], routes: list[list[int]], stream_rank: list[int], links: int = 0
+    streams: list[list[int]], needs: list[list[int]], routes: list[list[int]], stream_rank: list[int]
 ) -> Graph:
     """A graph of nothing but structure: what the engines look at."""
     tasks = len(streams)
@@ -30,7 +30,7 @@ def graph_of(
         route=Ragged.of(routes),
         stream_rank=np.array(stream_rank, np.int64),
         stream_name=np.zeros(len(stream_rank), np.int64),
-        links=links,
+        link_names=(),
         operation=np.zeros(tasks, np.int64),
         operations=("",),
         word=np.full(tasks, ACTIVATION),
@@ -84,39 +84,39 @@ def test_a_task_on_two_streams_waits_to_head_both_and_holds_both(engine: engines
 
 @both
 def test_two_equal_transfers_share_a_link(engine: engines.Engine) -> None:
-    graph = graph_of([[], []], [[], []], [[0], [0]], [0], links=1)
+    graph = graph_of([[], []], [[], []], [[0], [0]], [0])
     assert ends(graph, loads_of([6, 6], capacity=[2], weight=[1, 1]), engine) == [6, 6]
 
 
 @both
 def test_a_transfer_speeds_up_when_its_neighbour_has_ended(engine: engines.Engine) -> None:
-    graph = graph_of([[], []], [[], []], [[0], [0]], [0], links=1)
+    graph = graph_of([[], []], [[], []], [[0], [0]], [0])
     assert ends(graph, loads_of([2, 6], capacity=[2], weight=[1, 1]), engine) == [2, 4]
 
 
 @both
 def test_shares_are_max_min_fair(engine: engines.Engine) -> None:
     """Links of 1 and 10 bytes/s: the flow on both gets 1/2, and the one on the second link alone the other 9.5."""
-    graph = graph_of([[], [], []], [[]] * 3, [[0], [0, 1], [1]], [0], links=2)
+    graph = graph_of([[], [], []], [[]] * 3, [[0], [0, 1], [1]], [0])
     assert ends(graph, loads_of([1, 1, 19], capacity=[1, 10], weight=[1] * 4), engine) == [2, 2, 2]
 
 
 @both
 def test_latency_is_pure_delay_before_the_bytes(engine: engines.Engine) -> None:
-    graph = graph_of([[], []], [[], []], [[0], [0]], [0], links=1)
+    graph = graph_of([[], []], [[], []], [[0], [0]], [0])
     assert ends(graph, loads_of([4, 4], latency=[0, 2], capacity=[2], weight=[1, 1]), engine) == [2, 4]
 
 
 @both
 def test_infinite_links_take_no_time(engine: engines.Engine) -> None:
-    graph = graph_of([[], []], [[], []], [[0], [1]], [0], links=2)
+    graph = graph_of([[], []], [[], []], [[0], [1]], [0])
     assert ends(graph, loads_of([4, 4], capacity=[2, math.inf], weight=[1, 1]), engine) == [2, 0]
 
 
 @both
 def test_a_transfer_may_weigh_differently_on_its_links(engine: engines.Engine) -> None:
     """Half of its bytes cross the second link, so that the first one limits it: 12 bytes at 3 bytes/s."""
-    graph = graph_of([[]], [[]], [[0, 1]], [0], links=2)
+    graph = graph_of([[]], [[]], [[0, 1]], [0])
     assert ends(graph, loads_of([12], capacity=[3, 2], weight=[1, 0.5]), engine) == [4]
     assert ends(graph, loads_of([12], capacity=[3, 2], weight=[0, 1]), engine) == [6]
 
@@ -177,7 +177,7 @@ def worlds(draw: st.DrawFn) -> tuple[Graph, Loads]:
     order = sorted(range(size), key=lambda task: not streams[task])
     place = {task: index for index, task in enumerate(order)}
     needs = [[place[need] for need in needs[task]] for task in order]
-    graph = graph_of([streams[t] for t in order], needs, [routes[t] for t in order], stream_rank, links)
+    graph = graph_of([streams[t] for t in order], needs, [routes[t] for t in order], stream_rank)
     each = [draw(st.lists(numbers, min_size=size, max_size=size)) for _ in range(2)]
     held = draw(st.lists(st.sampled_from([0, 0, 0.15, 0.5]), min_size=size, max_size=size))
     slowed = draw(st.lists(st.sampled_from([0, 1, 1.3]), min_size=size, max_size=size))

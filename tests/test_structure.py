@@ -34,6 +34,7 @@ LAYERS = [
     "simulator.lower",
     "simulator.engines",
     "simulator.trace",
+    "simulator.links",
     "simulator.bubbles",
     "simulator.summary",
     "simulator.efficiency",
@@ -59,6 +60,10 @@ LAYERS = [
     "__main__",
 ]
 """From the bottom up: a module imports only from its own layer and those above it in this list."""
+
+
+SHOWN_BY = ("simulator.views.picture", "simulator.views.notebook")
+"""What a Trace shows itself with in a notebook, the one step against the flow; loaded when it is asked to."""
 
 
 def name_of(path: Path) -> str:
@@ -87,6 +92,8 @@ def test_imports_point_along_the_flow(path: Path) -> None:
     if module in ("__init__", "simulator.costs"):
         return
     for used in filter(None, imports(path)):
+        if module == "simulator.trace" and used in SHOWN_BY:
+            continue
         assert 0 <= layer(used) <= layer(module), f"{module} imports {used}, which lies further along the flow"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -11,9 +12,10 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.testing.compare import compare_images
 
 import simpipe
-from simpipe.simulator import views
+from simpipe.simulator import bubbles, views
 from simpipe.simulator.costs.cluster import load_cluster
 from simpipe.simulator.costs.model import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
@@ -73,7 +75,7 @@ def read_chrome(path: Path) -> list[dict]:
 
 
 def test_the_endings_are_those_promised() -> None:
-    assert ENDINGS == [".csv", ".html", ".json", ".json.gz", ".png", ".svg"]
+    assert ENDINGS == [".csv", ".html", ".json", ".json.gz", ".pdf", ".png", ".svg"]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -121,9 +123,9 @@ class TestEveryFormat:
 
 
 class TestPaths:
-    @pytest.mark.parametrize("name", ["run.pdf", "run", ".hidden", "run.gz"])
+    @pytest.mark.parametrize("name", ["run.gif", "run", ".hidden", "run.gz"])
     def test_an_unknown_ending_names_those_there_are(self, dualpipe: Trace, tmp_path: Path, name: str) -> None:
-        with pytest.raises(OutputError, match=r"names no format; there are \.csv, \.html, \.json, \.json\.gz, \.png"):
+        with pytest.raises(OutputError, match=r"names no format; there are \.csv, \.html, \.json, \.json\.gz, \.pdf"):
             views.write(dualpipe, tmp_path / name)
         assert list(tmp_path.iterdir()) == []
 
@@ -170,7 +172,7 @@ def test_the_table_is_the_frame_to_the_last_bit(tmp_path: Path, costs: dict[str,
 
 class TestChrome:
     def test_a_slice_for_each_action(self, dualpipe: Trace, events: list[dict]) -> None:
-        slices = [event for event in events if event["ph"] == "X"]
+        slices = [event for event in events if event["ph"] == "X" and event["tid"] != chrome.BUBBLES]
         frame = dualpipe.to_frame().query("slot >= 0")
         found = sorted((e["pid"], e["cat"], e["ts"], e["dur"], e["args"]["microbatch"]) for e in slices)
         columns = (frame["rank"], frame["kind"], frame["start"] * 1e6, (frame["end"] - frame["start"]) * 1e6)
@@ -201,13 +203,47 @@ class TestChrome:
 
     def test_counters_reach_the_peak_and_end_at_nothing(self, dualpipe: Trace, events: list[dict]) -> None:
         for rank, figures in enumerate(simpipe.summarize(dualpipe).per_rank):
-            live = [e["args"]["live"] for e in events if e["ph"] == "C" and e["pid"] == rank]
+            live = [e["args"]["live"] for e in events if e["ph"] == "C" and e["pid"] == rank and "live" in e["args"]]
             assert max(live) == figures.peak_activation_bytes > 0
             assert live[-1] == 0
 
     def test_ranks_are_named_in_order(self, events: list[dict]) -> None:
         names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
-        assert names == [f"Rank {rank}" for rank in range(4)]
+        assert names == [*(f"Rank {rank}" for rank in range(4)), "all ranks"]
+
+    def test_a_slice_for_each_bubble_with_its_causes(self, dualpipe: Trace, events: list[dict]) -> None:
+        slices = [e for e in events if e["ph"] == "X" and e["tid"] == chrome.BUBBLES]
+        found = bubbles.find(dualpipe)
+        assert [(e["pid"], e["ts"]) for e in slices] == list(zip(found.rank, found.start * 1e6, strict=True))
+        for event, causes, task in zip(slices, found.causes, found.ended_by, strict=True):
+            seconds = {name: part for name, part in event["args"].items() if name.endswith("(s)")}
+            assert sum(seconds.values()) == pytest.approx(causes.sum()) == pytest.approx(event["dur"] / 1e6)
+            assert event["args"].get("ended by") == (dualpipe.graph.describe(int(task)) if task >= 0 else None)
+
+    def test_idle_ranks_add_up_to_the_bubbles(self, dualpipe: Trace, events: list[dict]) -> None:
+        counted = [(e["ts"], e["args"]["ranks"]) for e in events if e["ph"] == "C" and e["name"] == "idle ranks"]
+        times, ranks = (np.array(column) for column in zip(*counted, strict=True))
+        idle = sum(row.bubble_time for row in simpipe.summarize(dualpipe).per_rank)
+        assert (ranks[:-1] * np.diff(times)).sum() / 1e6 == pytest.approx(idle)
+        assert ranks[-1] == 0
+
+    def test_a_link_counter_holds_the_bytes_that_crossed_it(
+        self, operation_events: list[dict], modelled: Trace
+    ) -> None:
+        graph, row = modelled.graph, modelled.row
+        moved = modelled.loads.work[row, graph.route.keys] * modelled.loads.weight[row]
+        moved[modelled.end[graph.route.keys] == modelled.start[graph.route.keys]] = 0.0
+        wanted = np.bincount(graph.route.items, moved, graph.links)
+        names = [f"{name} (GB/s)" for name in graph.link_names]
+        series: dict[int, list[tuple[float, float]]] = {link: [] for link in range(graph.links)}
+        for event in operation_events:
+            if event["ph"] == "C" and event["name"] in names:
+                link = event["pid"] * len(names) + names.index(event["name"])
+                series[link].append((event["ts"], event["args"]["rate"]))
+        assert any(series.values())
+        for link, points in series.items():
+            times, rates = (np.array(column) for column in zip(*(points or [(0.0, 0.0)]), strict=True))
+            assert (rates[:-1] * np.diff(times)).sum() * 1e3 == pytest.approx(wanted[link], rel=1e-3, abs=1e3)
 
 
 class TestChromeOfOperations:
@@ -218,7 +254,7 @@ class TestChromeOfOperations:
         found = sorted(
             (e["pid"], names[e["pid"], e["tid"]], e["ts"], e["dur"], e["name"], e["args"]["slot"])
             for e in operation_events
-            if e["ph"] == "X" and e["tid"] != chrome.SLOTS
+            if e["ph"] == "X" and e["tid"] not in (chrome.SLOTS, chrome.BUBBLES)
         )
         start, end = (np.rint(frame[column].to_numpy() * 1e9) for column in ("start", "end"))
         named = frame["operation"].astype(str).where(frame["operation"] != "", frame["kind"].astype(str))
@@ -229,7 +265,7 @@ class TestChromeOfOperations:
     def test_a_slice_for_each_slot_around_its_operations(self, modelled: Trace, operation_events: list[dict]) -> None:
         slots = {e["args"]["slot"]: e for e in operation_events if e["ph"] == "X" and e["tid"] == chrome.SLOTS}
         assert sorted(slots) == list(range(len(modelled.graph.slot_rank)))
-        for event in (e for e in operation_events if e["ph"] == "X" and e["args"]["slot"] >= 0):
+        for event in (e for e in operation_events if e["ph"] == "X" and e["args"].get("slot", -1) >= 0):
             slot = slots[event["args"]["slot"]]
             assert event["pid"] == slot["pid"]
             assert slot["ts"] <= event["ts"]
@@ -438,7 +474,7 @@ class TestPicture:
         for name in ("x.svg", "y.svg"):
             picture.write_comparison({"first": dualpipe, "<b>second": other}, tmp_path / name)
         assert (tmp_path / "x.svg").read_bytes() == (tmp_path / "y.svg").read_bytes()
-        with pytest.raises(OutputError, match=r"there are \.png, \.svg"):
+        with pytest.raises(OutputError, match=r"there are \.pdf, \.png, \.svg|there are \.png, \.svg"):
             picture.write_comparison({"first": dualpipe}, tmp_path / "x.html")
 
 
@@ -448,3 +484,71 @@ def test_the_page_holds_the_figures_and_no_address_to_load(dualpipe: Trace, tmp_
     assert f"makespan <b>{dualpipe.makespan:.6g} s</b>" in text
     assert text.count("<tr>") == 1 + 4
     assert not any(f"{tag} src=" in text or f"{tag} href=" in text for tag in ("<script", "<link", "<img"))
+
+
+class TestForPapers:
+    """Pictures of a stated width, their fonts embedded; and a notebook's view."""
+
+    def test_a_picture_is_as_wide_as_asked(self, dualpipe: Trace, tmp_path: Path) -> None:
+        views.write(dualpipe, tmp_path / "x.svg", width=3.4)
+        assert ET.parse(tmp_path / "x.svg").getroot().get("width") == f"{3.4 * 72:g}pt"
+        views.write(dualpipe, tmp_path / "x.png", width=3.4)
+        assert int.from_bytes((tmp_path / "x.png").read_bytes()[16:20], "big") == round(3.4 * picture.DPI)
+
+    @pytest.mark.parametrize("width", [3.4, 6.9, 14.0])
+    @pytest.mark.parametrize("schedule", ["dualpipe", "zb-v"])
+    def test_nothing_sticks_out(self, schedule: str, width: float) -> None:
+        """The legend and the title lie within the page and below, or above, the lanes."""
+        figure = picture.figure({schedule: run(schedule, 4, 8, optimizer=1)}, width)
+        figure.draw_without_rendering()
+        page = figure.bbox
+        (legend,) = (artist.get_window_extent() for artist in figure.legends)
+        title = figure.axes[0].title if figure.axes[0].get_title() else figure.axes[0]._left_title  # type: ignore[attr-defined]
+        for box in (legend, title.get_window_extent()):
+            assert page.x0 <= box.x0 < box.x1 <= page.x1
+            assert page.y0 <= box.y0 < box.y1 <= page.y1
+        axis = figure.axes[-1].get_tightbbox()
+        assert axis is not None
+        assert legend.y1 <= axis.y0 + 1 or legend.x1 < figure.axes[-1].xaxis.label.get_window_extent().x0
+
+    def test_fonts_are_in_the_pdf(self, dualpipe: Trace, tmp_path: Path) -> None:
+        for name in ("x.pdf", "y.pdf"):
+            views.write(dualpipe, tmp_path / name, width=6.9)
+        data = (tmp_path / "x.pdf").read_bytes()
+        assert b"/FontFile2" in data
+        assert b"/Type3" not in data
+        assert data == (tmp_path / "y.pdf").read_bytes()
+
+    @pytest.mark.parametrize("width", [0.0, -1.0, 1e9, math.nan])
+    def test_a_width_that_no_picture_has(self, dualpipe: Trace, tmp_path: Path, width: float) -> None:
+        with pytest.raises(OutputError, match="a picture is 2 to 200 inches wide, not"):
+            views.write(dualpipe, tmp_path / "x.png", width=width)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_width_without_a_picture(self) -> None:
+        with pytest.raises(OutputError, match=r"a width is for pictures \(\.png, \.svg, \.pdf\), and none is written"):
+            views.check(["x.csv"], 6.9)
+
+    @pytest.mark.parametrize(("schedule", "width"), [("1f1b", 6.9), ("dualpipe", 14.0), ("zb-v", 3.4)])
+    def test_pictures_look_as_they_did(self, schedule: str, width: float, tmp_path: Path) -> None:
+        """Against pictures looked at by a person; other versions of Matplotlib may place text by a pixel."""
+        views.write(run(schedule, 4, 8, optimizer=1), tmp_path / f"{schedule}.png", width=width)
+        golden = Path(__file__).parent / "golden" / f"{schedule}.png"
+        assert compare_images(str(golden), str(tmp_path / f"{schedule}.png"), tol=6) is None
+
+    def test_a_notebook_shows_picture_and_figures(self, dualpipe: Trace) -> None:
+        shown = dualpipe._repr_html_()
+        assert shown.count("<tr>") == 1 + dualpipe.program.ranks
+        assert "data:image/png;base64," in shown
+        hostile = run("1f1b", 2, 4, HOSTILE)._repr_html_()
+        assert "<script" not in hostile.replace("&lt;script", "")
+        assert "src=" in hostile
+        assert "http" not in shown
+
+    def test_plot_draws_into_given_axes(self, dualpipe: Trace) -> None:
+        from matplotlib.figure import Figure
+
+        axes = Figure().add_subplot()
+        assert dualpipe.plot(axes) is axes
+        assert axes.collections
+        assert dualpipe.plot().get_title(loc="left").startswith("dualpipe")

@@ -17,45 +17,58 @@ from simpipe.simulator.trace import Trace
 DEFAULT_SET = ("timeline.html", "timeline.png", "tasks.csv", "trace.json.gz")
 """What a folder is filled with."""
 
-COMPARISONS = (".csv", ".png", ".svg")
+COMPARISONS = (".csv", ".png", ".svg", ".pdf")
 
-Writer = Callable[[Trace, Path], None]
+Writer = Callable[..., None]
 
 
-def write(trace: Trace, path: str | Path) -> list[Path]:
+def write(trace: Trace, path: str | Path, width: float | None = None) -> list[Path]:
     """Write a trace in the format that the ending of `path` names; returns the files written.
 
-    An existing folder, or a path that ends in "/", takes the default set. Raises OutputError.
+    An existing folder, or a path that ends in "/", takes the default set. width: inches of a picture; other formats
+    have none. Raises OutputError.
     """
     if _is_folder(path):
-        return [_write_file(trace, _folder(path) / name) for name in DEFAULT_SET]
-    return [_write_file(trace, Path(path))]
+        return [_write_file(trace, _folder(path) / name, width) for name in DEFAULT_SET]
+    return [_write_file(trace, Path(path), width)]
 
 
-def check(targets: Sequence[str]) -> None:
-    """Refuse, before any work, what `write` would refuse for its ending or its folder. Raises OutputError."""
+def check(targets: Sequence[str], width: float | None = None) -> None:
+    """Refuse, before any work, what `write` would refuse for its ending, folder or width. Raises OutputError."""
+    _check_width(targets, width)
     for target in targets:
         if not _is_folder(target):
             ending(Path(target), writers())
             _check_folder(Path(target))
 
 
-def check_comparison(targets: Sequence[str]) -> None:
+def check_comparison(targets: Sequence[str], width: float | None = None) -> None:
     """The same for `write_comparison`."""
+    _check_width(targets, width)
     for target in targets:
         ending(Path(target), COMPARISONS)
         _check_folder(Path(target))
 
 
-def write_comparison(rows: Sequence[dict[str, Any]], traces: dict[str, Trace], path: str | Path) -> None:
-    """Write a comparison: its rows as .csv, or its runs on one time axis as .png or .svg. Raises OutputError."""
+def write_comparison(
+    rows: Sequence[dict[str, Any]], traces: dict[str, Trace], path: str | Path, width: float | None = None
+) -> None:
+    """Write a comparison: its rows as .csv, or its runs on one time axis as a picture. Raises OutputError."""
     if ending(Path(path), COMPARISONS) == ".csv":
         with atomic(Path(path)) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             table = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
             table.writeheader()
             table.writerows(rows)
     else:
-        import_module(f"{__name__}.picture").write_comparison(traces, path)
+        import_module(f"{__name__}.picture").write_comparison(traces, path, width)
+
+
+def _check_width(targets: Sequence[str], width: float | None) -> None:
+    picture = import_module(f"{__name__}.picture")
+    picture.check_width(width)
+    drawn = [t for t in targets if _is_folder(t) or t.lower().endswith(picture.ENDINGS)]
+    if width is not None and not drawn:
+        raise OutputError(f"a width is for pictures ({', '.join(picture.ENDINGS)}), and none is written")
 
 
 def _check_folder(path: Path) -> None:
@@ -82,11 +95,12 @@ def ending(path: Path, known: dict[str, Writer] | tuple[str, ...]) -> str:
     raise OutputError(f"{path}: its ending names no format; there are {', '.join(sorted(known))}")
 
 
-def _write_file(trace: Trace, path: Path) -> Path:
+def _write_file(trace: Trace, path: Path, width: float | None) -> Path:
     known = writers()
-    writer = known[ending(path, known)]
+    end = ending(path, known)
+    sized = () if width is None or end not in import_module(f"{__name__}.picture").ENDINGS else (width,)
     with atomic(path) as draft:
-        writer(trace, draft)
+        known[end](trace, draft, *sized)
     return path
 
 

@@ -2,7 +2,8 @@
 
 Times are microseconds, rounded to the nanosecond that Perfetto keeps. An overlapped F&B is two slices: they
 do not nest, so its B has a thread of its own. A message is a flow from the slice that makes it to the one that
-takes it, and live activations are a counter of each rank.
+takes it. Counters of each rank: live activations, and the bytes/s on each of its links. Bubbles are slices on a thread
+of their own, named by their main cause, and how many ranks idle is a counter of the run as a whole.
 
 Where slots consist of operations, each stream is a thread of its operations, one that occupies several on its first;
 slots are slices on a thread of their own, an F&B as one, and flows go from slot to slot.
@@ -21,11 +22,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from simpipe.simulator import bubbles, links
 from simpipe.simulator.graph import STREAMS, WORDS
 from simpipe.simulator.kernels import Ints
 from simpipe.simulator.program import Kind
 from simpipe.simulator.trace import Trace
-from simpipe.simulator.views import detail, lanes
+from simpipe.simulator.views import detail, lanes, palette
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +36,9 @@ ENDINGS = (".json", ".json.gz")
 
 COMPUTE, PAIRED = 0, 1
 """Threads of a rank: its compute stream, and the B of its overlapped slots."""
+
+BUBBLES = 99
+"""A rank's thread of bubbles, below its streams."""
 
 SLOTS, FIRST_STREAM = 0, 1
 """Threads of a rank whose slots consist of operations: its slots, and from there on the streams in their order."""
@@ -77,14 +82,17 @@ def _names(trace: Trace) -> Iterator[str]:
         for thread, name in threads.items():
             yield _meta(rank, thread, "thread_name", {"name": name})
             yield _meta(rank, thread, "thread_sort_index", {"sort_index": thread})
+    yield _meta(trace.program.ranks, None, "process_name", {"name": "all ranks"})
+    yield _meta(trace.program.ranks, None, "process_sort_index", {"sort_index": -1})
 
 
 def _threads(trace: Trace) -> dict[int, str]:
     if detail.modelled(trace):
         streams = np.unique(trace.graph.stream_name).tolist()
-        return {SLOTS: "slots"} | {FIRST_STREAM + stream: STREAMS[stream] for stream in streams}
+        named = {FIRST_STREAM + stream: STREAMS[stream] for stream in streams}
+        return {SLOTS: "slots"} | named | {BUBBLES: "bubbles"}
     paired = bool((np.diff(trace.program.slot_start) == 2).any())
-    return {COMPUTE: "compute"} | ({PAIRED: "compute, B of F&B"} if paired else {})
+    return {COMPUTE: "compute"} | ({PAIRED: "compute, B of F&B"} if paired else {}) | {BUBBLES: "bubbles"}
 
 
 def _meta(rank: int, thread: int | None, name: str, args: dict[str, Any]) -> str:
@@ -103,6 +111,8 @@ def _events(trace: Trace) -> Iterator[list[str]]:
         drawn["thread"] = np.where(second, PAIRED, COMPUTE)
         yield from _chunks(_slices(drawn))
     yield from _chunks(_flows(trace))
+    yield from _chunks(_bubbles(trace))
+    yield from _chunks(_link_use(trace))
     steps, unit = lanes.memory(trace)
     columns = zip(steps.rank.tolist(), _micro(steps.time), steps.value.tolist(), strict=True)
     name = f'"name":"live activations ({unit})"'
@@ -185,6 +195,38 @@ def _flows(trace: Trace) -> Iterator[str]:
         same = f'"id":{task},"name":"{word}","cat":"message"}}'
         yield f'{{"ph":"s","pid":{sender},"tid":{thread},"ts":{departs},{same}'
         yield f'{{"ph":"f","bp":"e","pid":{receiver},"tid":{other},"ts":{arrives},{same}'
+
+
+def _bubbles(trace: Trace) -> Iterator[str]:
+    """A slice a bubble, by its main cause and with the task that ends it; and how many ranks idle at each moment."""
+    found = bubbles.find(trace)
+    start, end = _nano(found.start), _nano(found.end)
+    words = [palette.CAUSE_WORDS[cause] for cause in bubbles.CAUSES]
+    main = found.causes.argmax(axis=1).tolist()
+    times = ((start / 1e3).tolist(), ((end - start) / 1e3).tolist())
+    columns = (found.rank.tolist(), main, *times, found.causes.tolist(), found.ended_by.tolist())
+    for rank, cause, time, length, seconds, task in zip(*columns, strict=True):
+        args: dict[str, Any] = {f"{words[c]} (s)": part for c, part in enumerate(seconds) if part > 0}
+        if task >= 0:
+            args["ended by"] = trace.graph.describe(task)
+        yield (
+            f'{{"ph":"X","pid":{rank},"tid":{BUBBLES},"ts":{time},"dur":{length},"name":"{words[cause]}",'
+            f'"cat":"bubble","args":{json.dumps(args)}}}'
+        )
+    times_of = np.concatenate([start, end])
+    when, which = np.unique(times_of, return_inverse=True)
+    change = np.bincount(which, np.repeat([1.0, -1.0], len(start)), len(when))
+    for time, idle in zip((when / 1e3).tolist(), np.cumsum(change).astype(int).tolist(), strict=True):
+        yield f'{{"ph":"C","pid":{trace.program.ranks},"ts":{time},"name":"idle ranks","args":{{"ranks":{idle}}}}}'
+
+
+def _link_use(trace: Trace) -> Iterator[str]:
+    found, names = links.use(trace), trace.graph.link_names
+    columns = (found.link.tolist(), _micro(found.time), (found.rate / 1e9).round(6).tolist())
+    for link, time, rate in zip(*columns, strict=True):
+        rank, kind = divmod(link, len(names))
+        name = f"{names[kind]} (GB/s)"
+        yield f'{{"ph":"C","pid":{rank},"ts":{time},"name":"{name}","args":{{"rate":{rate}}}}}'
 
 
 def _thread(trace: Trace, actions: Ints) -> Ints:

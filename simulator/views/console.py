@@ -10,6 +10,7 @@ from simpipe.simulator.case import Figures
 from simpipe.simulator.graph import INTERVAL
 from simpipe.simulator.program import Program, slot_text
 from simpipe.simulator.summary import RankSummary, Summary
+from simpipe.simulator.views.palette import CAUSE_WORDS
 
 if TYPE_CHECKING:
     from simpipe.simulator.costs.profile import Row
@@ -17,16 +18,6 @@ if TYPE_CHECKING:
 
 MOST_RANKS = 32
 """A longer table of ranks is cut; --json has them all."""
-
-CAUSE_WORDS = {
-    "warm_up": "warm-up",
-    "cool_down": "cool-down",
-    "waits_for_forward": "waits for a forward",
-    "waits_for_gradient": "waits for a gradient",
-    "waits_for_transfer": "waits for a transfer",
-    "blocked_by_order": "blocked by the order",
-    "barrier": "barrier",
-}
 
 
 def number(value: float) -> str:

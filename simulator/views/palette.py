@@ -35,6 +35,17 @@ CAUSES = {
 }
 """Fill of a bubble by its main cause."""
 
+CAUSE_WORDS = {
+    "warm_up": "warm-up",
+    "cool_down": "cool-down",
+    "waits_for_forward": "waits for a forward",
+    "waits_for_gradient": "waits for a gradient",
+    "waits_for_transfer": "waits for a transfer",
+    "blocked_by_order": "blocked by the order",
+    "barrier": "barrier",
+}
+"""What a cause is called."""
+
 FAMILIES = {
     "attention": ("#99DDFF", "#5B9BD5"),
     "MLP": ("#EEDD99", "#C2A83E"),

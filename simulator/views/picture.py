@@ -6,6 +6,8 @@ consist of operations, one slot is drawn below the lanes, in the manner of the r
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -14,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simpipe.simulator.errors import OutputError
 from simpipe.simulator.files import atomic
+from simpipe.simulator.graph import WORDS
 from simpipe.simulator.kernels import Floats
+from simpipe.simulator.program import KINDS
 from simpipe.simulator.summary import summarize
 from simpipe.simulator.trace import Trace
 from simpipe.simulator.views import detail, ending, lanes, palette
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ENDINGS = (".png", ".svg")
+ENDINGS = (".png", ".svg", ".pdf")
 
 MANY = 20_000
 """Blocks beyond which they are drawn without numbers and borders, and as pixels within an SVG."""
@@ -36,6 +41,15 @@ SIZE, SIZE_OF_MANY = (48.0, 40.0), (24.0, 18.0)
 """Inches, width and height, that a picture does not exceed, with numbers in the blocks and without."""
 
 DPI = 150
+
+WIDTHS = (2.0, 200.0)
+"""Inches that a picture may be asked to be wide."""
+
+LEAST_POINTS = 3.0
+"""The smallest number worth printing in a block."""
+
+LEGEND_LEFT, LEGEND_COLUMN, LEGEND_ROW = 0.1, 1.6, 0.16
+"""Inches left of the legend, and that an entry of it takes."""
 
 AROUND = (0.75, 0.2, 0.6, 0.33)
 """Inches left, right and below of the lanes, and above each run's."""
@@ -58,29 +72,51 @@ LEG_POINTS = 7.0
 HATCH = "/////"
 
 
-def write(trace: Trace, path: Path) -> None:
-    """Write one run as .png or .svg."""
+def check_width(width: float | None) -> None:
+    """Refuse a width, in inches, that no picture can have. Raises OutputError."""
+    if width is not None and not WIDTHS[0] <= width <= WIDTHS[1]:
+        raise OutputError(f"a picture is {WIDTHS[0]:g} to {WIDTHS[1]:g} inches wide, not {width:g}")
+
+
+def write(trace: Trace, path: Path, width: float | None = None) -> None:
+    """Write one run as .png, .svg or .pdf, `width` inches wide or as wide as its blocks ask for. Raises OutputError."""
+    check_width(width)
     with _style():
         slot = detail.choose(trace)
         below = 0.0 if slot is None else _slot_inches(detail.operations(trace, slot))
-        figure = _figure([trace], below)
-        draw(trace, figure.axes[0])
-        _finish(figure, below)
+        made = _figure([trace], below, width)
+        draw(trace, made.axes[0])
+        _finish(made, [trace], below)
         if slot is not None:
-            draw_slot(trace, slot, _slot_axes(figure, below))
-        _save(figure, path)
+            draw_slot(trace, slot, _slot_axes(made, below))
+        _save(made, path)
 
 
-def write_comparison(traces: dict[str, Trace], path: str | Path) -> None:
+def write_comparison(traces: dict[str, Trace], path: str | Path, width: float | None = None) -> None:
     """Write several runs, by name, one above the other on one time axis. Raises OutputError."""
     ending(Path(path), ENDINGS)
+    check_width(width)
     with atomic(Path(path)) as draft, _style():
-        figure = _figure(list(traces.values()))
-        for axes, (name, trace) in zip(figure.axes, traces.items(), strict=True):
+        _save(figure(traces, width), draft)
+
+
+def figure(traces: dict[str, Trace], width: float | None = None) -> Figure:
+    """Several runs, by name, one above the other on one time axis."""
+    with _style():
+        made = _figure(list(traces.values()), width=width)
+        for axes, (name, trace) in zip(made.axes, traces.items(), strict=True):
             draw(trace, axes, name)
             axes.set_xlim(0, max(map(lanes.horizon, traces.values())))
-        _finish(figure)
-        _save(figure, draft)
+        _finish(made, list(traces.values()))
+    return made
+
+
+def image(trace: Trace, width: float | None = None) -> bytes:
+    """A run as a PNG."""
+    file = io.BytesIO()
+    with _style():
+        figure({trace.program.name: trace}, width).savefig(file, dpi=DPI, metadata={"Software": None}, format="png")
+    return file.getvalue()
 
 
 def draw(trace: Trace, ax: Axes | None = None, name: str | None = None) -> Axes:
@@ -95,7 +131,9 @@ def draw(trace: Trace, ax: Axes | None = None, name: str | None = None) -> Axes:
         _draw_numbers(axes, drawn)
     every = max(1, round(ranks / _inches(axes)[1] * 0.16))
     axes.set_yticks(range(0, ranks, every), [f"Rank {rank}" for rank in range(0, ranks, every)])
-    axes.set_title(_title(trace, name), loc="left", parse_math=False)
+    title = _title(trace, name)
+    size = min(9.0, 1.7 * _inches(axes)[0] * 72 / len(title))
+    axes.set_title(title, loc="left", parse_math=False, fontsize=size)
     return axes
 
 
@@ -217,9 +255,10 @@ def _draw_numbers(axes: Axes, drawn: pd.DataFrame) -> None:
     points = (drawn["end"] - drawn["start"]) * (_inches(axes)[0] * 72 / (high - low))
     texts = drawn["microbatch"].astype(str)
     lane = _inches(axes)[1] * 72 / abs(np.subtract(*axes.get_ylim()))
-    size = min(FONT_POINTS, lane * lanes.LANE / 2 * 0.85)
+    fits = float(((points - 1) / (texts.str.len() * 0.6)).median())  # so that half of them have room
+    size = min(FONT_POINTS, lane * lanes.LANE / 2 * 0.85, max(fits, LEAST_POINTS))
     roomy = (points > texts.str.len() * size * 0.6 + 1) & (drawn["microbatch"] >= 0)
-    if size < 3 or roomy.sum() > MOST_NUMBERS:
+    if size < LEAST_POINTS or roomy.sum() > MOST_NUMBERS:
         return
     for start, end, y, text in drawn.assign(text=texts)[roomy][["start", "end", "y", "text"]].itertuples(index=False):
         axes.text(
@@ -232,7 +271,7 @@ def _inches(axes: Axes) -> tuple[float, float]:
     return box.width * size[0], box.height * size[1]
 
 
-def _figure(traces: list[Trace], below: float = 0.0) -> Figure:
+def _figure(traces: list[Trace], below: float = 0.0, width: float | None = None) -> Figure:
     """Axes for each of some runs, above each other, sized to what they hold, with some inches left free below."""
     from matplotlib.figure import Figure
 
@@ -240,14 +279,17 @@ def _figure(traces: list[Trace], below: float = 0.0) -> Figure:
     many = any(trace.program.slots > MANY for trace in traces)
     widest, tallest = SIZE_OF_MANY if many else SIZE
     left, right, bottom, title = AROUND
-    lane = min(LANE_HEIGHT, (tallest - bottom - title * len(ranks)) / sum(ranks))
+    asked = max(8.0, left + right + BLOCK_WIDTH * max(map(lanes.horizon, traces)) / _median_block(traces))
+    wide = min(widest, asked) if width is None else width
+    bottom += LEGEND_ROW * (math.ceil(len(_legend(traces)) / _legend_columns(wide)) - 1)
+    lane = min(LANE_HEIGHT, max(LANE_HEIGHT * wide / asked, 0.12)) if width else LANE_HEIGHT
+    lane = min(lane, (tallest - bottom - title * len(ranks)) / sum(ranks))
     height = bottom + title * len(ranks) + lane * sum(ranks) + below
-    width = min(widest, max(8.0, left + right + BLOCK_WIDTH * max(map(lanes.horizon, traces)) / _median_block(traces)))
-    figure = Figure(figsize=(width, height), dpi=DPI)
+    figure = Figure(figsize=(wide, height), dpi=DPI)
     y = height
     for count in ranks:
         y -= title + lane * count
-        figure.add_axes((left / width, y / height, 1 - (left + right) / width, lane * count / height))
+        figure.add_axes((left / wide, y / height, 1 - (left + right) / wide, lane * count / height))
     return figure
 
 
@@ -256,38 +298,46 @@ def _median_block(traces: list[Trace]) -> float:
     return float(np.median(slots[slots > 0])) if (slots > 0).any() else 1.0
 
 
-def _finish(figure: Figure, below: float = 0.0) -> None:
+def _finish(figure: Figure, traces: list[Trace], below: float = 0.0) -> None:
     """The time axis under the last lanes, and one legend, above what is left free below."""
     for axes in figure.axes[:-1]:
         axes.tick_params(labelbottom=False)
     figure.axes[-1].set_xlabel("time (s)", loc="right")
-    _add_legend(figure, below)
+    _add_legend(figure, _legend(traces), below)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    metadata = {"Date": None, "Creator": None} if path.suffix.lower() == ".svg" else {"Software": None}
+    without: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
+    metadata = without.get(path.suffix.lower(), {"CreationDate": None, "Creator": None, "Producer": None})
     figure.savefig(path, dpi=DPI, metadata=metadata)
 
 
-def _add_legend(figure: Figure, below: float) -> None:
+def _legend(traces: list[Trace]) -> list[str]:
+    """The kinds of blocks that some runs have, as a legend lists them."""
+    words = {WORDS[word] for trace in traces for word in np.unique(trace.graph.word)}
+    paired = any((np.diff(trace.program.slot_start) == 2).any() for trace in traces)
+    kinds = {KINDS[kind].name for trace in traces for kind in np.unique(trace.program.kind)} | words
+    return [kind for kind in palette.KINDS if kind in kinds] + [PAIR] * paired
+
+
+def _legend_columns(width: float) -> int:
+    return max(1, int((width - LEGEND_LEFT) / LEGEND_COLUMN))
+
+
+def _add_legend(figure: Figure, kinds: list[str], below: float) -> None:
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.patches import Patch
 
-    shown = {label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]}
-    kinds = [kind for kind in palette.KINDS if kind in shown]
-    swatches: list[Any] = [Patch(facecolor=palette.KINDS[kind]) for kind in kinds]
-    labels = [palette.LABELS[kind] for kind in kinds]
-    if PAIR in shown:
-        swatches.append(tuple(Patch(facecolor=palette.KINDS[k], edgecolor=palette.INK, linewidth=0.7) for k in "FB"))
-        labels.append(palette.LABELS[PAIR])
+    pair = tuple(Patch(facecolor=palette.KINDS[k], edgecolor=palette.INK, linewidth=0.7) for k in "FB")
+    swatches: list[Any] = [pair if kind == PAIR else Patch(facecolor=palette.KINDS[kind]) for kind in kinds]
     look: dict[str, Any] = {"handler_map": {tuple: HandlerTuple(ndivide=None, pad=0)}, "borderaxespad": 0}
     width, height = figure.get_size_inches()
     figure.legend(
         swatches,
-        labels,
+        [palette.LABELS[kind] for kind in kinds],
         loc="lower left",
-        ncols=len(labels),
-        bbox_to_anchor=(AROUND[0] / width, below / height),
+        ncols=min(len(kinds), _legend_columns(width)),
+        bbox_to_anchor=(LEGEND_LEFT / width, below / height),
         **look,
     )
 
@@ -299,7 +349,7 @@ def _style() -> Iterator[None]:
 
     plain = {
         "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 9, "legend.fontsize": 8,
-        "svg.fonttype": "path", "svg.hashsalt": "simpipe", "path.simplify": False,
+        "svg.fonttype": "path", "pdf.fonttype": 42, "svg.hashsalt": "simpipe", "path.simplify": False,
         "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
         "ytick.major.size": 0, "legend.frameon": False, "legend.handlelength": 1.2, "legend.columnspacing": 1.4,
         "figure.facecolor": "white", "axes.facecolor": "white",
