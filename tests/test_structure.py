@@ -23,7 +23,6 @@ LAYERS = [
     "schedules",
     "simulator.costs.model",
     "simulator.costs.profile",
-    "simulator.costs.profile",
     "simulator.costs.cluster",
     "simulator.costs.parallel",
     "simulator.costs.collectives",
@@ -54,6 +53,7 @@ LAYERS = [
     "simulator.planning.jobs",
     "simulator.planning",
     "simulator.views",
+    "simulator.calibration",
     "commands.options",
     "commands",
     "cli",
@@ -122,7 +122,7 @@ def test_only_the_reference_engine_imports_simpy() -> None:
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys, atexit\n"
-        "heavy = ('numpy', 'pandas', 'plotly', 'matplotlib', 'numba', 'simpy')\n"
+        "heavy = ('numpy', 'pandas', 'plotly', 'matplotlib', 'numba', 'simpy', 'scipy', 'msgspec')\n"
         "atexit.register(lambda: print('LOADED', sorted(set(heavy) & set(sys.modules))))\n"
         f"sys.argv = ['simpipe', *{arguments!r}]\n"
         "from simpipe.cli import main\nmain()\n"

@@ -286,15 +286,16 @@ def gemm_times(
             moved += count[i] * (element * (m[i] + n[i]) * k[i] + output[row] * m[i] * n[i])
             partial += count[i] * 8.0 * m[i] * n[i]  # an fp32 partial sum, written and read
         best = math.inf
-        for rows, columns in TILES:
-            half = tile_half * ((rows + columns) / (rows * columns) - (256 + 128) / (256 * 128))
-            tile_rate = rate * efficiency / (1 + half)
-            whole = 0
-            for i in products:
-                whole += count[i] * -(-m[i] // rows) * -(-n[i] // columns)
-            for split in SPLITS:
+        for split in SPLITS:
+            fastest = math.inf
+            for rows, columns in TILES:
+                whole = 0
+                for i in products:
+                    whole += count[i] * -(-m[i] // rows) * -(-n[i] // columns)
                 if split > 1 and whole >= sms[row]:
-                    break  # the SMs are full already
+                    continue  # the SMs are full already
+                half = tile_half * ((rows + columns) / (rows * columns) - (256 + 128) / (256 * 128))
+                tile_rate = rate * efficiency / (1 + half)
                 tiles, filled, waves, longest = 0, 0.0, 0.0, 0.0
                 for i in products:  # longest tiles first: a wave lasts as long as its first tile
                     seconds = 2 * rows * columns * (k[i] / split + k_ramp) / tile_rate
@@ -304,8 +305,11 @@ def gemm_times(
                     waves += seconds * (-(-tiles // sms[row]) + -before // sms[row])
                     longest = max(longest, seconds)
                 compute = max(longest, wave_quantisation * waves + (1 - wave_quantisation) * filled)
-                traffic = moved + (split * partial if split > 1 else 0.0)
-                best = min(best, corner(compute, traffic / (bandwidth * memory_efficiency), sharpness))
+                fastest = min(fastest, compute)
+            if fastest == math.inf:
+                break
+            traffic = moved + (split * partial if split > 1 else 0.0)
+            best = min(best, corner(fastest, traffic / (bandwidth * memory_efficiency), sharpness))
         found[row] = floor + best
 
 

@@ -1,0 +1,66 @@
+"""calibrate: from timings to a machine's profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simpipe.commands.options import Json, print_json, words
+from simpipe.simulator.errors import OutputError, SimpipeError
+
+
+def calibrate(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Timings: a .csv or .tsv table, a PyTorch profiler trace (.json, .json.gz); recognised by content.",
+        ),
+    ] = None,
+    base: Annotated[
+        str, words("The machine to start from: a name (see `simpipe list hardware`) or a .toml profile.", "NAME")
+    ] = "h800",
+    scenario: Annotated[
+        str | None,
+        words("The scenario (.yaml) of what a trace without shapes is of: its model gives the shapes.", "FILE"),
+    ] = None,
+    classes: Annotated[
+        str | None, words("Patterns of kernels' and ranges' names (.toml), tried before simpipe's own.", "FILE")
+    ] = None,
+    template: Annotated[bool, typer.Option("--template", help="Print a template of the table of timings.")] = False,
+    json: Json = False,
+    out: Annotated[
+        list[str] | None,
+        words("Where to write: the profile as .toml, a report as .html; repeatable.", "PATH", "--out"),
+    ] = None,
+) -> None:
+    """Fit a machine's profile to timings, half of them; report how far off it is on the other half."""
+    if template:
+        from simpipe.simulator.calibration.readers.csv_table import TEMPLATE
+
+        print(TEMPLATE, end="")
+        return
+    if not sources:
+        raise SimpipeError("there is nothing to calibrate to: name files of timings (`simpipe calibrate --template`)")
+    from simpipe.simulator.calibration import calibrate as calibrations
+    from simpipe.simulator.calibration import report
+    from simpipe.simulator.files import atomic
+    from simpipe.simulator.scenario import Scenario
+
+    for path in out or []:
+        if not path.lower().endswith((".toml", ".html")):
+            raise OutputError(f"{path}: its ending names no format; a profile is .toml, a report .html")
+    loaded = Scenario.read(scenario).load() if scenario else None
+    found = calibrations.calibrate(sources, base, loaded, classes)
+    for path in map(Path, out or []):
+        with atomic(path) as draft:
+            if path.suffix.lower() == ".toml":
+                draft.write_text(found.profile, encoding="utf-8", newline="\n")
+            else:
+                report.write(found, draft)
+    if json:
+        print_json(calibrations.to_dict(found))
+    else:
+        print("\n".join([*calibrations.describe(found), *(f"wrote {path}" for path in out or [])]))

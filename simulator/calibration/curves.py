@@ -1,0 +1,253 @@
+"""Curves: what timings say of the parameters of a profile.
+
+Half of the timings of each operator and format are fitted, the other half says how far off the fit is. The formulas are
+the profile's own (`costs/cluster.py`): nothing is computed here that a simulation does not compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simpipe.simulator import kernels
+from simpipe.simulator.calibration import fitting
+from simpipe.simulator.calibration.fitting import Fit, Parameter
+from simpipe.simulator.calibration.timings import OPTIONAL, SHAPES, Timings, TimingsError, parse
+from simpipe.simulator.costs import cluster as machines
+from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Cluster
+from simpipe.simulator.kernels import Floats
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Flags = NDArray[np.bool_]
+
+MOST_POINTS = 2000
+"""Timings that a fit takes, evenly chosen by their work: more make it no surer than the curve is right."""
+
+FEWEST = 8
+"""Timings below which all are fitted and none is left to test with."""
+
+MICROSECOND = 1e-6
+
+_GEMM = (
+    ("efficiency", 0.02, 1.0, 0.5, 0.0),
+    ("tile_half", 0.0, 200.0, 1.5, 1.0),
+    ("k_ramp", 0.0, 2000.0, 1.0, 50.0),
+    ("wave_quantisation", 0.0, 1.0, 0.3, None),
+    ("memory_efficiency", 0.05, 1.0, 0.4, 0.0),
+    ("sharpness", 1.0, 10.0, 0.5, 0.0),
+    ("floor", 0.0, 2e-4, 0.7, 1e-6),
+)
+_ATTENTION = (
+    ("efficiency", 0.02, 1.0, 0.5, 0.0),
+    ("head_half", 0.0, 400.0, 1.0, 20.0),
+    ("k_ramp", 0.0, 2000.0, 1.0, 50.0),
+    ("tail", 0.0, 5.0, 0.5, 0.2),
+    ("memory_efficiency", 0.05, 1.0, 0.4, 0.0),
+    ("sharpness", 1.0, 10.0, 0.5, 0.0),
+    ("floor", 0.0, 2e-4, 0.7, 1e-6),
+)
+_MEMORY = (("efficiency", 0.02, 1.0, 0.5, 0.0), ("floor", 0.0, 2e-4, 0.7, 1e-6))
+"""Of each parameter: name, bounds, how unsure it is before any timing is seen, and in which scale (see Parameter)."""
+
+
+class Problem(NamedTuple):
+    """What some timings are to be explained by. key: the profile's, as `gpu.gemm.bf16`. seconds: of (parameters,) and
+    the rows asked for. work: (rows,) FLOP or bytes, as `unit` says."""
+
+    key: str
+    parameters: list[Parameter]
+    seconds: Callable[[Floats, Any], Floats]
+    work: Floats
+    unit: str
+
+
+class Curve(NamedTuple):
+    """A fitted curve with the timings it was fitted to and tested with.
+
+    measured, predicted: (rows,) seconds. tested: (rows,) which were not fitted. sources: the files.
+    """
+
+    operator: str
+    format: str
+    problem: Problem
+    fit: Fit
+    measured: Floats
+    predicted: Floats
+    tested: Flags
+    sources: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [parameter.name for parameter in self.problem.parameters]
+
+    @property
+    def points(self) -> int:
+        """Timings that the fit saw."""
+        return len(self.fit.residuals)
+
+    @property
+    def judged(self) -> Flags:
+        """The timings that say how far off the curve is: those it did not see, or all where it saw all."""
+        return self.tested if self.tested.any() else ~self.tested
+
+    @property
+    def residual(self) -> float:
+        """Standard deviation of the log of predicted over measured time, outliers aside."""
+        chosen = self.judged
+        return fitting.spread(np.log(self.predicted[chosen] / self.measured[chosen]))
+
+    def error(self, chosen: Flags) -> tuple[float, float]:
+        """Mean and mean absolute relative error of some timings, at least one."""
+        apart = self.predicted[chosen] / self.measured[chosen] - 1
+        return float(apart.mean()), float(np.abs(apart).mean())
+
+
+def fit(timings: Timings, cluster: Cluster) -> list[Curve]:
+    """A curve for each operator and format that the profile has one of. Raises TimingsError where there is none."""
+    found = []
+    for (operator, format), table in timings.table.groupby(["operator", "format"], sort=True):
+        if str(operator) in _PROBLEMS:
+            problem = _PROBLEMS[str(operator)](cluster, str(operator), str(format), table)
+            found.append(_fitted(str(operator), str(format), problem, table))
+    if not found:
+        there = ", ".join(sorted(set(timings.table["operator"]))) or "no operator"
+        raise TimingsError(
+            f"nothing to fit: the timings are of {there}, but a profile has curves of {', '.join(_PROBLEMS)}"
+        )
+    return found
+
+
+def _fitted(operator: str, format: str, problem: Problem, table: pd.DataFrame) -> Curve:
+    measured = table["seconds"].to_numpy(float)
+    tested = _tested(table, problem.work)
+    seen = _evenly(np.flatnonzero(~tested), problem.work)
+    result = fitting.fit(lambda values: problem.seconds(values, seen), measured[seen], problem.parameters)
+    predicted = problem.seconds(result.values, np.arange(len(table)))
+    return Curve(operator, format, problem, result, measured, predicted, tested, tuple(sorted(set(table["source"]))))
+
+
+def _tested(table: pd.DataFrame, work: Floats) -> Flags:
+    """Which half is left to test with: what the reader says, or every second timing by its work."""
+    said = table["tested"].to_numpy(int)
+    tested = said == 1
+    undecided = np.flatnonzero(said < 0)
+    if len(undecided) >= FEWEST:
+        tested[undecided[np.argsort(work[undecided], kind="stable")[1::2]]] = True
+    return np.zeros(len(table), bool) if tested.all() else np.asarray(tested, bool)
+
+
+def _evenly(rows: NDArray[np.int64], work: Floats) -> NDArray[np.int64]:
+    """At most MOST_POINTS of some rows, evenly by their work."""
+    ordered = rows[np.argsort(work[rows], kind="stable")]
+    chosen = np.linspace(0, len(ordered) - 1, min(len(ordered), MOST_POINTS)).round().astype(int)
+    return np.asarray(ordered[chosen])
+
+
+# What explains each operator.
+
+
+def _parameters(table: Sequence[tuple[Any, ...]], base: Any) -> list[Parameter]:
+    return [Parameter(name, getattr(base, name), low, high, width, shift) for name, low, high, width, shift in table]
+
+
+def _shapes(table: pd.DataFrame, operator: str) -> NDArray[np.int64]:
+    """(rows, numbers) what the shapes say."""
+    names, extra = SHAPES[operator], OPTIONAL.get(operator, {})
+    known = {text: parse(text, names, extra) for text in table["shape"].unique()}
+    return np.array([known[text] for text in table["shape"]], np.int64).reshape(len(table), len(names) + len(extra))
+
+
+def _on(cluster: Cluster, operator: str, format: str, table: pd.DataFrame) -> tuple[float, Any, float, float]:
+    """FLOP/s of an SM, (rows,) SMs, bytes/s of memory, bytes of an element."""
+    if format not in BYTES_PER_ELEMENT or format.removesuffix("_block") not in cluster.gpu.peak:
+        there = [name for name in BYTES_PER_ELEMENT if name.removesuffix("_block") in cluster.gpu.peak]
+        place = table["source"].iloc[0]
+        raise TimingsError(
+            f"{place}: format of {operator} is one of {', '.join(there)} on {cluster.name}, not {format!r}"
+        )
+    given = table["sms"].to_numpy(float)
+    if (given > cluster.gpu.sms).any():
+        raise TimingsError(
+            f"{table['source'].iloc[0]}: sms is at most {cluster.gpu.sms} on {cluster.name}, not {given.max():g}"
+        )
+    sms = np.where(given > 0, given, cluster.gpu.sms).astype(np.int64)
+    return cluster.peak(format) / cluster.gpu.sms, sms, cluster.gpu.memory_bandwidth, BYTES_PER_ELEMENT[format]
+
+
+def _products(cluster: Cluster, operator: str, format: str, table: pd.DataFrame) -> Problem:
+    rate, sms, bandwidth, element = _on(cluster, operator, format, table)
+    shapes = _shapes(table, operator)
+    m, n, k = shapes[:, :3].T
+    groups = shapes[:, 3] if operator == "grouped_gemm" else np.ones_like(m)
+    output = shapes[:, -1].astype(float)
+    groups = np.maximum(groups, 1)
+    # two products a row: groups that have one row more than others, and those others
+    rows = np.stack([-(-m // groups), m // groups], axis=1)
+    count = np.stack([m % groups, groups - m % groups], axis=1)
+
+    def seconds(values: Floats, chosen: Any) -> Floats:
+        found = np.zeros(len(chosen))
+        twice = [np.repeat(side[chosen], 2) for side in (n, k)]
+        start = np.arange(0, 2 * len(chosen) + 1, 2)
+        arguments = (start, rows[chosen].ravel(), *twice, count[chosen].ravel(), sms[chosen], output[chosen])
+        kernels.compiled(machines.gemm_times)(found, *arguments, rate, bandwidth, element, tuple(values.tolist()))
+        return found
+
+    parameters = _parameters(_GEMM, getattr(cluster.gpu, operator)[format])
+    return Problem(f"gpu.{operator}.{format}", parameters, seconds, 2.0 * m * n * k, "FLOP")
+
+
+def _attention(cluster: Cluster, operator: str, format: str, table: pd.DataFrame) -> Problem:
+    rate, sms, bandwidth, element = _on(cluster, operator, format, table)
+    shapes = _shapes(table, operator)
+    batch, heads, _, queries, keys, head, value, causal = shapes.T
+    backward = operator == "attention_backward"
+    pairs = np.where(causal > 0, queries * (2 * keys - queries) / 2, queries * keys)
+
+    def seconds(values: Floats, chosen: Any) -> Floats:
+        found = np.zeros(len(chosen))
+        kernels.compiled(machines.attention_times)(
+            found, shapes[chosen], sms[chosen], backward, rate, bandwidth, element, tuple(values.tolist())
+        )
+        return found
+
+    parameters = _parameters(_ATTENTION, getattr(cluster.gpu, operator)[format])
+    work = 2.0 * batch * heads * pairs * (head + value) * (2.5 if backward else 1.0)
+    return Problem(f"gpu.{operator}.{format}", parameters, seconds, work, "FLOP")
+
+
+def _memory(cluster: Cluster, operator: str, format: str, table: pd.DataFrame) -> Problem:
+    moved, bandwidth = table["bytes"].to_numpy(float), cluster.gpu.memory_bandwidth
+
+    def seconds(values: Floats, chosen: Any) -> Floats:
+        efficiency, floor = values
+        return np.asarray(floor + moved[chosen] / (efficiency * bandwidth))
+
+    return Problem("gpu.memory_bound", _parameters(_MEMORY, cluster.gpu.memory_bound), seconds, moved, "bytes")
+
+
+def _constant(cluster: Cluster, operator: str, format: str, table: pd.DataFrame) -> Problem:
+    """A time that depends on nothing."""
+
+    def seconds(values: Floats, chosen: Any) -> Floats:
+        return np.full(len(chosen), values[0])
+
+    parameter = Parameter(operator, getattr(cluster.gpu, operator), 1e-8, 1e-2, 1.0)
+    return Problem("gpu", [parameter], seconds, np.ones(len(table)), "")
+
+
+_PROBLEMS: dict[str, Callable[[Cluster, str, str, pd.DataFrame], Problem]] = {
+    "gemm": _products,
+    "grouped_gemm": _products,
+    "attention_forward": _attention,
+    "attention_backward": _attention,
+    "memory_bound": _memory,
+    "kernel_gap": _constant,
+    "launch_latency": _constant,
+}
+"""What a profile has curves of."""

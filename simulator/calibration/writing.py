@@ -1,0 +1,53 @@
+"""Writing: fitted curves as a profile, over the base that they started from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from simpipe.simulator.calibration.curves import Curve
+
+IN_MICROSECONDS = ("floor", "kernel_gap", "launch_latency")
+"""Parameters that a profile spells with `_us`."""
+
+
+def profile(curves: Sequence[Curve], base: str, remarks: Sequence[str]) -> str:
+    """A profile as TOML: what was fitted, over `base`, each figure with its source and how sure it is."""
+    sources = sorted({source for curve in curves for source in curve.sources})
+    lines = [*(f"# {_one_line(remark)}" for remark in remarks)]
+    lines += [f"description = {_text(f'{base}, calibrated to ' + ', '.join(sources))}", f"base = {_text(base)}"]
+    for curve in curves:
+        if len(curve.names) == 1:
+            (line,) = _figures(curve)
+            name, _, rest = line.partition(" = { ")
+            lines += ["", f"[{curve.problem.key}.{name}]", *rest.removesuffix(" }").split(", "), *_said(curve)]
+        else:
+            lines += ["", f"[{curve.problem.key}]", *_said(curve), *_figures(curve)]
+    return "\n".join(lines) + "\n"
+
+
+def _said(curve: Curve) -> list[str]:
+    mean, absolute = curve.error(curve.judged)
+    how = f"{curve.judged.sum()} timings left out" if curve.tested.any() else "the same timings"
+    source = f"simpipe calibrate: {curve.operator} of {', '.join(curve.sources)}; mean error on {how} {mean:+.1%}, "
+    lines = [f"source = {_text(f'{source}mean absolute {absolute:.1%}')}", f"points = {curve.points}"]
+    if curve.problem.unit:
+        fitted = curve.problem.work[~curve.tested]
+        lines.append(f"range = {_text(f'{fitted.min():.3g} to {fitted.max():.3g} {curve.problem.unit}')}")
+    return [*lines, f"residual = {curve.residual:.4g}"]
+
+
+def _figures(curve: Curve) -> list[str]:
+    lines = []
+    for name, value, sigma in zip(curve.names, curve.fit.values, curve.fit.sigma, strict=True):
+        unit, scale = ("_us", 1e6) if name in IN_MICROSECONDS else ("", 1.0)
+        lines.append(f"{name}{unit} = {{ value = {value * scale:.5g}, uncertainty = {sigma * scale:.2g} }}")
+    return lines
+
+
+def _text(text: str) -> str:
+    return json.dumps(_one_line(text), ensure_ascii=False)
+
+
+def _one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
