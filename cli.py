@@ -31,9 +31,11 @@ app.add_typer(listing, name="list")
 listing.command("schedules")(showing.list_schedules)
 listing.command("models")(showing.list_models)
 listing.command("hardware")(showing.list_hardware)
+listing.command("stacks")(showing.list_stacks)
 app.add_typer(inspecting, name="show")
 inspecting.command("model")(showing.show_model)
 inspecting.command("hardware")(showing.show_hardware)
+inspecting.command("stack")(showing.show_stack)
 
 
 def print_version(asked: bool) -> None:

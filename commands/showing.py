@@ -83,6 +83,14 @@ def list_hardware(json: Json = False) -> None:
     print_json(rows) if json else print("\n".join(f"{r['name']:<16}{r['description']}" for r in rows))
 
 
+def list_stacks(json: Json = False) -> None:
+    """The stacks of training software there are profiles of."""
+    from simpipe.simulator.costs.stack import load_stack, stack_names
+
+    rows = [{"name": name, "description": load_stack(name).description} for name in stack_names()]
+    print_json(rows) if json else print("\n".join(f"{r['name']:<26}{r['description']}" for r in rows))
+
+
 def show_model(
     name: Annotated[str, typer.Argument(help="A name, a .toml profile or a HuggingFace config.json.")],
     sequence: Annotated[int, number("Tokens of a sequence, for FLOPs. Default: 4096.")] = 4096,
@@ -102,4 +110,13 @@ def show_hardware(name: Annotated[str, typer.Argument(help="A name or a .toml pr
     from simpipe.simulator.views import console
 
     rows = load_cluster(name).rows()
+    print_json([row._asdict() for row in rows]) if json else print("\n".join(console.hardware(rows)))
+
+
+def show_stack(name: Annotated[str, typer.Argument(help="A name or a .toml profile.")], json: Json = False) -> None:
+    """What a software stack's profile holds, and where each figure comes from."""
+    from simpipe.simulator.costs.stack import load_stack
+    from simpipe.simulator.views import console
+
+    rows = load_stack(name).rows()
     print_json([row._asdict() for row in rows]) if json else print("\n".join(console.hardware(rows)))

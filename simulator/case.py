@@ -90,7 +90,7 @@ def modelled(scenario: Scenario, program: Callable[..., Program] = schedules.pro
     spec, parallel = loaded.schedule, loaded.parallel
     order = program(spec.name, parallel.ranks, parallel.microbatches, spec.chunks, **spec.options)
     speeds = tuple(scenario.stragglers.get(rank, 1.0) for rank in range(parallel.ranks))
-    costs = ModelledCosts(loaded.model, loaded.cluster, parallel, speeds, scenario.lengths)
+    costs = ModelledCosts(loaded.model, loaded.cluster, parallel, speeds, scenario.lengths, loaded.stack)
     return Case(spec.name, order, costs)
 
 

@@ -102,6 +102,13 @@ class Graph:
         return len(self.link_names) * self.ranks
 
     @cached_property
+    def launches(self) -> Ints:
+        """The tasks that only a host works on: launching the kernels of a slot."""
+        entry = np.flatnonzero(self.stream_name[self.streams.items] == STREAMS.index("host"))
+        tasks = self.streams.keys[entry]
+        return np.asarray(tasks[np.diff(self.streams.start)[tasks] == 1], np.int64)
+
+    @cached_property
     def inputs(self) -> Ragged:
         """For each task all it starts after, ascending: what it depends on and its predecessor on each stream."""
         by_stream = Ragged.grouped(self.streams.items, self.streams.keys, len(self.stream_rank))

@@ -54,6 +54,9 @@ class Sync(NamedTuple):
 END = "end"
 """The name of an operation that only ends a slot: it takes no time and no view shows it."""
 
+LAUNCHES = "launches"
+"""The name of a slot's operation on the host alone: it launches the kernels of the others, and no view shows it."""
+
 WHOLE: Template = (Operation("", ("compute",)),)
 """A slot as one task on the compute stream."""
 

@@ -30,6 +30,8 @@ from simpipe.simulator.costs.parallel import (
     read_numbers,
     show,
 )
+from simpipe.simulator.costs.stack import DEFAULT as DEFAULT_STACK
+from simpipe.simulator.costs.stack import Stack, load_stack
 from simpipe.simulator.errors import ParallelError, SimpipeError
 
 MAX_FILE_BYTES = 100_000
@@ -39,6 +41,7 @@ MAX_DEPTH = 8
 KEYS = {
     "model": "a name of `simpipe list models`, a profile (.toml) or a HuggingFace config.json",
     "hardware": "a name of `simpipe list hardware`, or a profile (.toml)",
+    "stack": "the training software: a name of `simpipe list stacks`, or a profile (.toml)",
     "schedule": "a name of `simpipe list schedules`, with options as name:group=8, a .py or a .csv file",
     "chunks": "stages per rank, where the schedule leaves a choice",
     "ranks": "pipeline ranks",
@@ -72,7 +75,7 @@ KEYS = {
 }
 """What each key of a scenario means, in the order in which a file is written."""
 
-PATHS = ("model", "hardware", "schedule")
+PATHS = ("model", "hardware", "stack", "schedule")
 """Keys whose value may be a path."""
 
 
@@ -95,6 +98,7 @@ class Loaded(NamedTuple):
     cluster: Cluster
     parallel: Parallel
     schedule: ScheduleSpec
+    stack: Stack
 
 
 Text = Annotated[
@@ -122,7 +126,7 @@ Lengths = Annotated[
 
 @dataclass(frozen=True)
 class Scenario:
-    """A run. model, hardware and schedule are names or paths; relative paths become absolute.
+    """A run. model, hardware, stack and schedule are names or paths; relative paths become absolute.
 
     chunks: stages per rank, None for the schedule's own. stragglers: {rank: times as long its computation takes}.
     lengths: tokens per sequence of each micro-batch, empty where all are `parallel.sequence`. source: the file it was
@@ -135,6 +139,7 @@ class Scenario:
     hardware: Text
     schedule: Text
     parallel: Parallel
+    stack: Text = DEFAULT_STACK
     chunks: Chunks = None
     stragglers: Stragglers = field(default_factory=dict, hash=False)
     lengths: Lengths = ()
@@ -224,7 +229,8 @@ class Scenario:
             if self.chunks not in (None, chunks):
                 raise ScenarioError(f"chunks = {self.chunks}, but schedule = {self.schedule} says {chunks}")
             model, cluster = load_model(self.model), load_cluster(self.hardware)
-            return Loaded(model, cluster, self.parallel.check(model, cluster), ScheduleSpec(name, chunks, options))
+            spec, stack = ScheduleSpec(name, chunks, options), load_stack(self.stack)
+            return Loaded(model, cluster, self.parallel.check(model, cluster), spec, stack)
 
 
 def _replaced(given: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> Scenario:

@@ -92,7 +92,10 @@ class Trace:
 
     @cached_property
     def exposed_communication(self) -> Floats:
-        """(ranks,) seconds inside slots in which the compute stream does nothing: what computation does not hide."""
+        """(ranks,) seconds inside slots in which the compute stream does nothing: what computation does not hide.
+
+        Time in which a slot waits for its host alone is not in it: see `launch_bound`.
+        """
         graph = self.graph
         slot_time = np.bincount(graph.slot_rank, self.slot_end - self.slot_start, graph.ranks)
         entry = np.flatnonzero(graph.stream_name[graph.streams.items] == STREAMS.index("compute"))
@@ -100,8 +103,19 @@ class Trace:
         entry, tasks = entry[graph.slot[tasks] >= 0], tasks[graph.slot[tasks] >= 0]
         ranks = graph.stream_rank[graph.streams.items[entry]]
         busy = np.bincount(ranks, self.end[tasks] - self.start[tasks], graph.ranks)
-        exposed = slot_time - busy
+        exposed = slot_time - busy - np.bincount(graph.slot_rank, self.launch_bound, graph.ranks)
         return np.asarray(np.where(exposed > INTERVAL * self.makespan, exposed, 0.0), float)
+
+    @cached_property
+    def launch_bound(self) -> Floats:
+        """(slots,) seconds at the end of each slot in which only its host works: the GPU waits for more kernels."""
+        graph, alone = self.graph, self.graph.launches
+        others = self.slot_start.copy()
+        works = np.setdiff1d(np.flatnonzero((graph.slot >= 0) & (self.end > self.start)), alone)
+        np.maximum.at(others, graph.slot[works], self.end[works])
+        seconds = np.zeros(len(others))
+        seconds[graph.slot[alone]] = np.maximum(self.end[alone] - others[graph.slot[alone]], 0.0)
+        return seconds
 
     @cached_property
     def slack(self) -> Floats:

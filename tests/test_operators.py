@@ -14,9 +14,11 @@ from simpipe.simulator.costs.cluster import load_cluster
 from simpipe.simulator.costs.model import Model, load_model, model_names
 from simpipe.simulator.costs.operators import Passes, Step, embedding_passes, head_passes, mtp_passes, passes
 from simpipe.simulator.costs.parallel import Parallel
+from simpipe.simulator.costs.stack import load_stack
 
 H800 = load_cluster("h800")
 V3 = load_model("deepseek-v3")
+STACK = load_stack()
 TRACE: dict[str, Any] = {"ep": 64, "recompute": "norms, mla_up, swiglu", "precision": "fp8_block"}
 """How the trace's run was set up: H800, EP64, one sequence of 4096 tokens."""
 
@@ -27,7 +29,7 @@ def layout(**given: Any) -> Parallel:
 
 
 def last_layer(model: Model, **given: Any) -> Passes:
-    return passes(model, H800, layout(**given), model.layer(model.layers - 1))
+    return passes(model, H800, layout(**given), STACK, model.layer(model.layers - 1))
 
 
 def seconds(steps: Iterable[Step]) -> float:
@@ -40,8 +42,8 @@ def flops(found: Passes) -> float:
 
 
 def everything(model: Model, parallel: Parallel) -> list[Passes]:
-    ends = [embedding_passes(model, H800, parallel), head_passes(model, H800, parallel)]
-    return [*(passes(model, H800, parallel, model.layer(i)) for i in range(model.layers)), *ends]
+    ends = [embedding_passes(model, H800, parallel, STACK), head_passes(model, H800, parallel, STACK)]
+    return [*(passes(model, H800, parallel, STACK, model.layer(i)) for i in range(model.layers)), *ends]
 
 
 # What is computed.
@@ -74,8 +76,8 @@ def test_backward_for_weights_is_as_much_as_forward_without_the_core() -> None:
 
 def test_mtp_is_counted_as_the_model_counts_it() -> None:
     extra = sum(V3.training_flops(4096, mtp=True).values()) - sum(V3.training_flops(4096).values())
-    assert flops(mtp_passes(V3, H800, layout(ep=64))) == pytest.approx(4096 * extra)
-    assert not any(mtp_passes(load_model("llama3-8b"), H800, layout()))
+    assert flops(mtp_passes(V3, H800, layout(ep=64), STACK)) == pytest.approx(4096 * extra)
+    assert not any(mtp_passes(load_model("llama3-8b"), H800, layout(), STACK))
 
 
 # Recomputation.
@@ -206,7 +208,7 @@ def test_one_token(name: str, precision: str) -> None:
 @pytest.mark.parametrize("name", ["a100", "b200", "mi300x"])
 def test_other_machines(name: str) -> None:
     model = load_model("mixtral-8x7b")
-    found = passes(model, load_cluster(name), layout(ep=8), model.layer(0))
+    found = passes(model, load_cluster(name), layout(ep=8), STACK, model.layer(0))
     assert all(seconds(chain) > 0 for chain in found)
 
 

@@ -24,6 +24,7 @@ LAYERS = [
     "simulator.costs.model",
     "simulator.costs.profile",
     "simulator.costs.cluster",
+    "simulator.costs.stack",
     "simulator.costs.parallel",
     "simulator.costs.collectives",
     "simulator.costs.memory",

@@ -22,9 +22,10 @@ from simpipe.simulator.costs.model import Model
 from simpipe.simulator.costs.operators import Passes, Step
 from simpipe.simulator.costs.overlap import Laid, lay_out
 from simpipe.simulator.costs.parallel import Parallel, Stage, stages
+from simpipe.simulator.costs.stack import Stack, load_stack
 from simpipe.simulator.graph import OPTIMIZER, SYNC, Graph
 from simpipe.simulator.kernels import Floats, Ints
-from simpipe.simulator.plan import END, Numbers, Operation, Plan, Sync, Template
+from simpipe.simulator.plan import END, LAUNCHES, Numbers, Operation, Plan, Sync, Template
 from simpipe.simulator.program import KINDS, Kind, Program
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ class ModelledCosts:
 
     speeds: how many times as long as its profile says each rank computes; those left out are 1. lengths: tokens per
     sequence of each micro-batch, if not all are the layout's `sequence`; each costs what a step of that length does.
+    stack: the software; by default a present-day one.
     """
 
     model: Model
@@ -77,6 +79,7 @@ class ModelledCosts:
     parallel: Parallel
     speeds: tuple[float, ...] = ()
     lengths: tuple[int, ...] = ()
+    stack: Stack = field(default_factory=load_stack)
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     # What StepCosts asks for.
@@ -90,7 +93,13 @@ class ModelledCosts:
         """The part of the plan that is of slots and links alone."""
         kinds, template_of = self._kinds(program)
         templates = tuple(self._template(key) for key in kinds)
-        return Plan(templates, template_of, links=LINKS, message_links=self.message_links)
+        return Plan(
+            templates,
+            template_of,
+            links=LINKS,
+            message_links=self.message_links,
+            exchange="blocking" if self.stack.blocking_messages else "async",
+        )
 
     @property
     def message_links(self) -> tuple[str, str]:
@@ -127,7 +136,9 @@ class ModelledCosts:
         """(actions,) bytes that each F keeps, after recomputation."""
         length = self._tokens(program) / self.parallel.sequence  # all that is kept is proportional to it
         kept = self._by_stage(
-            program, "activation", lambda s: memory.total(memory.activation(self.model, self.parallel, s))
+            program,
+            "activation",
+            lambda s: memory.total(memory.activation(self.model, self.parallel, s, self._kernels)),
         )
         return np.where(program.kind == Kind.F, np.array(kept)[program.stage], 0.0) * length
 
@@ -139,7 +150,7 @@ class ModelledCosts:
         return np.array(self._by_stage(program, "release", self._stage_release))
 
     def _stage_release(self, stage: Stage) -> float:
-        split = memory.released_by_input(self.model, self.parallel, stage)
+        split = memory.released_by_input(self.model, self.parallel, stage, self._kernels)
         freed, kept, added = map(memory.total, split)
         return (freed - added) / (freed + kept) if freed + kept else 0.0
 
@@ -203,8 +214,8 @@ class ModelledCosts:
         )
 
     def _transient(self, program: Program, tokens: int) -> list[dict[str, float]]:
-        parallel = self.parallel.with_sequence(tokens)
-        return self._by_stage(program, ("transient", tokens), lambda s: memory.transient(self.model, parallel, s))
+        of, kernels = (self.model, self.parallel.with_sequence(tokens)), self._kernels
+        return self._by_stage(program, ("transient", tokens), lambda s: memory.transient(*of, s, kernels))
 
     def _weights(self, stage: Stage) -> memory.Weights:
         """Parameters of a stage on one GPU."""
@@ -221,6 +232,10 @@ class ModelledCosts:
             if (what, shape) not in self._known:
                 self._known[what, shape] = value(stage)
         return [self._known[what, shape] for shape in shapes]
+
+    @property
+    def _kernels(self) -> memory.Kernels:
+        return memory.Kernels(flash=self.stack.fused_attention, dropout=self.stack.dropout)
 
     # Stages and kinds of slots.
 
@@ -291,10 +306,10 @@ class ModelledCosts:
         found += [self._outer_passes(operators.mtp_passes, tokens)] if shape.mtp else []
         return found + ([self._outer_passes(operators.head_passes, tokens)] if shape.head else [])
 
-    def _outer_passes(self, make: Callable[[Model, Cluster, Parallel], Passes], tokens: int) -> Passes:
+    def _outer_passes(self, make: Callable[[Model, Cluster, Parallel, Stack], Passes], tokens: int) -> Passes:
         """Passes of what is no layer, found once."""
         if (make, tokens) not in self._known:
-            self._known[make, tokens] = make(self.model, self.cluster, self.parallel.with_sequence(tokens))
+            self._known[make, tokens] = make(self.model, self.cluster, self.parallel.with_sequence(tokens), self.stack)
         return self._known[make, tokens]  # type: ignore[no-any-return]
 
     def _layer_passes(self, kind: str, load: float, tokens: int) -> Passes:
@@ -303,19 +318,22 @@ class ModelledCosts:
         if key not in self._known:
             layer = self.model.layer(0 if kind == "dense" else self.model.layers - 1)
             parallel = self.parallel.with_sequence(tokens).with_load(load)
-            self._known[key] = operators.passes(self.model, self.cluster, parallel, layer)
+            self._known[key] = operators.passes(self.model, self.cluster, parallel, self.stack, layer)
         return self._known[key]  # type: ignore[no-any-return]
 
     # Operations.
 
     def _template(self, key: SlotKey) -> Template:
         """A slot's operations, and one that ends it on all streams that slots use."""
-        laid = self._laid(key)
+        laid, part = self._laid(key), -1 if len(key) == 2 else 0
         found = [
             Operation(piece.step.name, piece.step.streams, piece.needs, piece.part, _links(piece.step))
             for piece in laid.pieces
         ]
-        return (*found, Operation(END, self._streams, (len(found) - 1,) if found else (), -1 if len(key) == 2 else 0))
+        last = (len(found) - 1,) if found else ()
+        if self.stack.host.launch:
+            found.append(Operation(LAUNCHES, ("host",), (), 0))
+        return (*found, Operation(END, self._streams, last, part))
 
     @cached_property
     def _streams(self) -> tuple[str, ...]:
@@ -323,11 +341,18 @@ class ModelledCosts:
         kinds = sorted({self.model.layer(index).kind for index in range(self.model.layers)})
         passes = [self._layer_passes(kind, self.parallel.expert_imbalance, self.parallel.sequence) for kind in kinds]
         steps = [step for layer in passes for part in layer for step in part]
-        return tuple(dict.fromkeys(["compute", *(name for step in steps for name in step.streams)]))
+        host = ["host"] if self.stack.host.launch else []
+        return tuple(dict.fromkeys(["compute", *(name for step in steps for name in step.streams), *host]))
 
     def _pieces(self, key: SlotKey, tokens: Tokens) -> list[Piece]:
-        ended = Piece(0.0, 0.0, 0.0, 0.0, ())
-        return [*(self._piece(piece.step) for piece in self._laid(key, tokens).pieces), ended]
+        """Those of the steps; of the host, which launches their kernels beside them; and of the end, with what the host
+        waits there for messages."""
+        steps, host = [piece.step for piece in self._laid(key, tokens).pieces], self.stack.host
+        found = [self._piece(step) for step in steps]
+        if host.launch:
+            found.append(Piece(0.0, host.launch * sum(step.launches for step in steps), 0.0, 0.0, ()))
+        waits = host.sync if self.stack.blocking_messages and self.parallel.ranks > 1 else 0.0
+        return [*found, Piece(waits, 0.0, 0.0, 0.0, ())]
 
     def _piece(self, step: Step) -> Piece:
         if _links(step):
@@ -373,7 +398,7 @@ class ModelledCosts:
     def _slow_down(self, graph: Graph, numbers: Numbers) -> None:
         """Slow ranks compute longer."""
         inside = np.flatnonzero((graph.slot >= 0) & (graph.action >= 0))
-        computes = np.diff(graph.route.start)[inside] == 0
+        computes = (np.diff(graph.route.start)[inside] == 0) & ~np.isin(inside, graph.launches)
         speeds = np.ones(graph.program.ranks)
         speeds[: len(self.speeds)] = self.speeds
         numbers.work[inside] *= np.where(computes, speeds[graph.rank[inside]], 1.0)
@@ -397,15 +422,17 @@ class ModelledCosts:
     def _message_bytes(self, tokens: int) -> float:
         """A boundary activation or its gradient, bf16, on one GPU."""
         p = self.parallel.with_sequence(tokens)
-        split = p.cp * (p.tp if p.sequence_parallel else 1)
+        split = p.cp * (p.tp if p.sequence_parallel or self.stack.scattered_messages else 1)
         return 2.0 * p.tokens * self.model.hidden / split
 
     def _optimizer_seconds(self, program: Program, rank: int) -> float:
-        """A memory-bound kernel reads and writes its shard of gradients, master weights and moments."""
+        """A memory-bound kernel reads and writes its shard of gradients, master weights and moments; then come the
+        stack's other passes over them, and what it does once a step."""
         p = self.parallel
         state = p.master_bytes + 2 * p.moment_bytes  # bytes of a parameter's, in the shard that this GPU updates
         shard = self.static_bytes(program, rank)["optimizer"] / state
-        return self.cluster.memory_seconds(2 * shard * (state + p.gradient_bytes))
+        moved = shard * (2 * (state + p.gradient_bytes) + self.stack.optimizer_bytes)
+        return self.cluster.memory_seconds(moved) + self.stack.host.step
 
     def syncs(self, program: Program) -> list[tuple[Sync, Exchange]]:
         """What ranks do for their stages' gradients and parameters, in the order of each one's data-parallel stream.

@@ -38,6 +38,7 @@ from simpipe.simulator.costs.model import (
     Operation,
 )
 from simpipe.simulator.costs.parallel import Parallel
+from simpipe.simulator.costs.stack import DROPOUT, FUSED_NORM, SOFTMAX, Stack, Traffic
 
 ROW_PARALLEL = {"attention.out", "mlp.down", "shared.down", "experts.down"}
 WHOLE = {"router", "attention.q_down", "attention.kv_down", "mtp.join"}
@@ -52,8 +53,8 @@ GATING_FORWARD, GATING_BACKWARD = 40, 24
 bias, group and expert top-k, normalisation, balance loss and statistics."""
 
 FP32 = 4
-LOGITS_FORWARD, LOGITS_BACKWARD = (6, 8), 6
-"""Bytes a logit, by kernel: forward cast to fp32 (2 + 4) and softmax with loss (4 + 4); backward to bf16 (4 + 2)."""
+DROPPED = {"attention.out", "mlp.down"}
+"""Linears whose output passes a dropout, where there is one."""
 
 
 class Kernel(NamedTuple):
@@ -92,6 +93,11 @@ class Step(NamedTuple):
     flops: float = 0.0
     rate_limit: float = math.inf
     kernels: tuple[Kernel, ...] = ()
+
+    @property
+    def launches(self) -> int:
+        """Kernels that the host launches; a transfer is one."""
+        return len(self.kernels) or 1
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -138,6 +144,7 @@ class _Share:
     model: Model
     cluster: Cluster
     parallel: Parallel
+    stack: Stack
 
     # Sizes.
 
@@ -207,6 +214,9 @@ class _Share:
     def casts(self, linear: Linear) -> bool:
         return self.fp8 and linear.name not in ("router", "head")
 
+    def drops(self, linear: Linear) -> bool:
+        return self.stack.dropout and linear.name in DROPPED
+
     def arrives(self, linear: Linear, name: str) -> bool:
         """Whether the hidden-wide side of the experts, `name`'s, crossed the network in fp8."""
         return self.sent_fp8 and linear.name == name
@@ -224,6 +234,11 @@ class _Share:
         seconds = sum(kernel.seconds for kernel in kernels)
         return _Work(seconds, seconds, 0.0, kernels)
 
+    @property
+    def norm(self) -> Traffic:
+        """LayerNorm is one kernel everywhere."""
+        return FUSED_NORM if self.model.layer_norm else self.stack.norm
+
     def products(self, linear: Linear, shapes: Sequence[Shape], output_bytes: float = 2.0) -> _Work:
         """Products m x n x k, in one kernel."""
         kind = self.parallel.compute_format if self.casts(linear) else self.plain
@@ -234,7 +249,39 @@ class _Share:
         )
         return _Work(alone, beside, flops, (Kernel(family, kind, tuple(shapes), flops, alone, output_bytes),))
 
+    def each(self, elements: float, traffic: Iterable[float]) -> _Work:
+        """A kernel for each number of bytes an element."""
+        return self.moved(*(elements * size for size in traffic))
+
     def attention(self, core: Core, backward: bool) -> _Work:
+        """The core, fused or not."""
+        return self._fused_core(core, backward) if self.stack.fused_attention else self._unfused_core(core, backward)
+
+    def _unfused_core(self, core: Core, backward: bool) -> _Work:
+        """Products over all pairs, masked ones too, with a softmax and a dropout of the scores between them, and copies
+        to and from rows of heads. Backward, each product gives two."""
+        p = self.parallel
+        queries, keys = _ceil(p.sequence, p.cp), p.sequence
+        batch = p.microbatch_size * _ceil(core.heads, p.tp)
+        if backward:
+            shapes = [(queries, keys, core.v_dim), (keys, core.v_dim, queries)]
+            shapes += [(queries, core.qk_dim, keys), (keys, core.qk_dim, queries)]
+        else:
+            shapes = [(queries, keys, core.qk_dim), (queries, core.v_dim, keys)]
+        products = [self._batched(batch, *shape) for shape in shapes]
+        scores = float(batch * queries * keys)
+        between = [SOFTMAX, DROPOUT] if self.stack.dropout else [SOFTMAX]
+        moving = [self.each(scores, traffic.backward if backward else traffic.forward) for traffic in between]
+        copied = 4.0 * batch * queries * core.v_dim * (3 if backward else 1)
+        return _together([*products, *moving, self.moved(copied)])
+
+    def _batched(self, batch: int, m: int, n: int, k: int) -> _Work:
+        """A product for each head of each sequence, in one kernel, by the curve of a single one."""
+        flops, shapes = 2.0 * batch * m * n * k, ((m, n, k),) * batch
+        alone, beside = (self.cluster.products_seconds("gemm", shapes, self.plain, sms) for sms in (None, self._left()))
+        return _Work(alone, beside, flops, (Kernel("gemm", self.plain, shapes, flops, alone),))
+
+    def _fused_core(self, core: Core, backward: bool) -> _Work:
         """Each of the context-parallel group has as many causal pairs: those of its queries over half of the keys."""
         p = self.parallel
         queries = _ceil(p.sequence, p.cp)
@@ -282,6 +329,8 @@ def _linear_forward(share: _Share, linear: Linear, phase: str) -> Iterator[Step]
     yield from _gather(share, linear, phase, "forward")
     yield share.step(linear.name, phase, *works)
     yield from _reduce(share, linear, phase, "forward")
+    if share.drops(linear):
+        yield share.step(f"{linear.name}.dropout", phase, share.each(share.own * fan_out, DROPOUT.forward))
 
 
 def _linear_input(share: _Share, linear: Linear, phase: str) -> Iterator[Step]:
@@ -301,13 +350,15 @@ def _linear_input(share: _Share, linear: Linear, phase: str) -> Iterator[Step]:
         before.append(share.moved(*[2.0 * FP32 * rows * fan_out] * GATING_BACKWARD))
     if linear.bias and linear.name != "router":
         before.append(share.moved(2.0 * rows * fan_out))
+    if share.drops(linear):
+        yield share.step(f"{linear.name}.dropout", phase, share.each(share.own * fan_out, DROPOUT.backward))
     yield from _gather(share, linear, phase, "input")
     yield share.step(linear.name, phase, *before, share.products(linear, shapes), *after)
     yield from _reduce(share, linear, phase, "input")
 
 
 def _linear_weight(share: _Share, linear: Linear, phase: str) -> Iterator[Step]:
-    """Accumulated in fp32. Experts alternate between two streams, as in the trace."""
+    """Added to the gradient. Experts alternate between two streams, as in the trace."""
     shapes = share.shapes(linear)
     rows, fan_in, fan_out = _summed(shapes)
     casts = []
@@ -316,10 +367,13 @@ def _linear_weight(share: _Share, linear: Linear, phase: str) -> Iterator[Step]:
     if share.casts(linear) and share.arrives(linear, "experts.down"):
         casts.append(share.moved(2.0 * rows * fan_out))
     turned = [(k, n, m) for m, k, n in shapes]
+    fused, each = share.stack.fused_accumulation, share.parallel.gradient_bytes
+    written = 2.0 * each if fused else 2.0
+    added = share.moved(0.0 if fused else (2.0 + 2.0 * each) * len(shapes) * fan_in * fan_out)
     yield from _gather(share, linear, phase, "weight")
-    yield share.step(linear.name, phase, *casts, share.products(linear, turned[::2], 8.0))
+    yield share.step(linear.name, phase, *casts, share.products(linear, turned[::2], written), added)
     if turned[1::2]:
-        yield share.step(linear.name, phase, share.products(linear, turned[1::2], 8.0), stream="weight-gradient")
+        yield share.step(linear.name, phase, share.products(linear, turned[1::2], written), stream="weight-gradient")
 
 
 def _summed(shapes: Sequence[Shape]) -> Shape:
@@ -365,7 +419,7 @@ def _rotary(share: _Share, core: Core, phase: str) -> Iterator[Step]:
     """Every query and key read and written once."""
     if not share.model.positions:
         width = (core.heads + core.kv_heads) * core.qk_dim / share.parallel.tp
-        yield share.step("attention.rotary", phase, share.moved(4.0 * share.tokens * width))
+        yield share.step("attention.rotary", phase, share.each(share.tokens * width, share.stack.rotary.forward))
 
 
 def _context(share: _Share, core: Core, phase: str, *kinds: str) -> Iterator[Step]:
@@ -396,20 +450,22 @@ def _core_input(share: _Share, core: Core, phase: str) -> Iterator[Step]:
 def _norm_forward(share: _Share, norm: Norm, phase: str) -> Iterator[Step]:
     elements = share.normed(norm)
     add = 6.0 * elements if norm.name in RESIDUAL else 0.0
-    yield share.step(norm.name, phase, share.moved(add, 4.0 * elements))
+    yield share.step(norm.name, phase, share.moved(add), share.each(elements, share.norm.forward))
 
 
 def _norm_input(share: _Share, norm: Norm, phase: str) -> Iterator[Step]:
     elements = share.normed(norm)
     add = 6.0 * elements if norm.name in RESIDUAL else 0.0
-    yield share.step(norm.name, phase, share.moved(6.0 * elements, add))
+    yield share.step(norm.name, phase, share.each(elements, share.norm.backward), share.moved(add))
 
 
 def _activation_forward(share: _Share, activation: Activation, phase: str) -> Iterator[Step]:
     elements, inputs = share.inner(activation), 1 + activation.gated
     keep = 3.0 * inputs * elements if share.keeps_fp8 else 0.0
-    written = 1 if share.fp8 else 2
-    yield share.step(activation.name, phase, share.moved((2.0 * inputs + written) * elements, keep))
+    traffic = share.stack.gate.forward if activation.gated else (4.0,)
+    if share.fp8:
+        traffic = (2.0 * inputs + 1,)
+    yield share.step(activation.name, phase, share.each(elements, traffic), share.moved(keep))
 
 
 def _activation_input(share: _Share, activation: Activation, phase: str) -> Iterator[Step]:
@@ -417,7 +473,9 @@ def _activation_input(share: _Share, activation: Activation, phase: str) -> Iter
     elements, inputs = share.inner(activation), 1 + activation.gated
     kept = 3.0 * inputs * elements if share.keeps_fp8 else 0.0
     weight = 4.0 * elements if activation.name.startswith("experts.") else 0.0
-    yield share.step(activation.name, phase, share.moved(kept, (4.0 * inputs + 2) * elements, weight))
+    traffic = share.stack.gate.backward if activation.gated else (6.0,)
+    works = share.moved(kept), share.each(elements, traffic), share.moved(weight)
+    yield share.step(activation.name, phase, *works)
 
 
 def _lookup_forward(share: _Share, lookup: Lookup, phase: str) -> Iterator[Step]:
@@ -487,6 +545,9 @@ def _exchange(share: _Share, name: str, back: bool) -> Iterator[Step]:
     assert experts
     if p.ep == 1:
         return
+    if share.stack.expert_copies:
+        yield from _exchange_copies(share, name, back)
+        return
     way, format = (collectives.combine, p.combine_format) if back else (collectives.dispatch, p.dispatch_format)
     limit = experts.groups_per_token if experts.groups_per_token < experts.groups else None
     near = max(1, share.cluster.node.nvlink.domain_gpus // p.etp)
@@ -503,6 +564,20 @@ def _exchange(share: _Share, name: str, back: bool) -> Iterator[Step]:
         near,
     )
     yield share.transfer(name, name, exchange, "expert-parallel")
+
+
+def _exchange_copies(share: _Share, name: str, back: bool) -> Iterator[Step]:
+    """A plain all-to-all of a copy for each of a token's experts. The copies are put in the order of their GPUs before
+    it, on the way back added up behind it; the host waits for their numbers, by which it sizes buffers."""
+    p, experts = share.parallel, share.model.experts
+    assert experts
+    elements = share.routed * p.expert_imbalance * experts.topk * share.model.hidden
+    size = elements * BYTES_PER_ELEMENT[p.combine_format if back else p.dispatch_format]
+    near = max(1, share.cluster.node.nvlink.domain_gpus // p.etp)
+    exchange = collectives.all_to_all(share.cluster, size, p.ep, near)
+    copies = share.step(f"{name}.copies", name, share.moved(4.0 * elements))
+    sent = share.transfer(name, name, exchange, "expert-parallel")
+    yield from (sent, copies) if back else (copies, sent._replace(latency=sent.latency + share.stack.host.sync))
 
 
 def _quantise(share: _Share, name: str, phase: str, stream: str) -> Iterator[Step]:
@@ -573,7 +648,7 @@ def _again(share: _Share, operations: Iterable[Operation], phase: str) -> Iterat
     for operation in operations:
         match operation:
             case Norm() if again("norms"):
-                yield share.step(operation.name, phase, share.moved(4.0 * share.normed(operation)))
+                yield share.step(operation.name, phase, share.each(share.normed(operation), share.norm.forward))
             case Linear(name="attention.q_up" | "attention.kv_up") if again("mla_up"):
                 yield from _linear_forward(share, operation, phase)
             case Activation() if again("swiglu"):  # by its backward, which reads the inputs anyway
@@ -618,10 +693,10 @@ class _Halves(NamedTuple):
     mlp: tuple[Step, ...]
 
 
-def passes(model: Model, cluster: Cluster, parallel: Parallel, layer: Layer) -> Passes:
+def passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack, layer: Layer) -> Passes:
     """A layer's. The forward chain is attention, dispatch, mlp, combine; the backward's combine, mlp, dispatch,
     attention."""
-    share = _Share(model, cluster, parallel)
+    share = _Share(model, cluster, parallel, stack)
     if layer.kind == "moe":
         moe = _Moe.of(layer.mlp)
         mlp = (_moe_forward(share, moe), _moe_input(share, moe), _moe_weight(share, moe))
@@ -634,22 +709,22 @@ def passes(model: Model, cluster: Cluster, parallel: Parallel, layer: Layer) -> 
     return Passes(forward.attention + forward.mlp, backward, weights.mlp + weights.attention)
 
 
-def embedding_passes(model: Model, cluster: Cluster, parallel: Parallel) -> Passes:
+def embedding_passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack) -> Passes:
     """The embedding's: rows looked up, and their gradients added. There is no input to differentiate by."""
-    return _outside(_Share(model, cluster, parallel), model.embedding, "embedding")
+    return _outside(_Share(model, cluster, parallel, stack), model.embedding, "embedding")
 
 
-def head_passes(model: Model, cluster: Cluster, parallel: Parallel) -> Passes:
+def head_passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack) -> Passes:
     """Final norm, vocabulary head and cross entropy."""
-    return _outside(_Share(model, cluster, parallel), model.head, "head")
+    return _outside(_Share(model, cluster, parallel, stack), model.head, "head")
 
 
-def mtp_passes(model: Model, cluster: Cluster, parallel: Parallel) -> Passes:
+def mtp_passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack) -> Passes:
     """All MTP modules, one after another: what joins the next token's embedding, a layer, a head with its loss."""
-    share, layer = _Share(model, cluster, parallel), model.layer(model.layers - 1)
+    share, layer = _Share(model, cluster, parallel, stack), model.layer(model.layers - 1)
     module, ends = model.mtp_module, len(model.head)
     join = _outside(share, module[: -ends - len(layer.operations)], "mtp")
-    inner = passes(model, cluster, parallel, layer)
+    inner = passes(model, cluster, parallel, stack, layer)
     head = _outside(share, module[-ends:], "mtp")
     chains = (
         join.forward + inner.forward + head.forward,
@@ -666,8 +741,8 @@ def _outside(share: _Share, operations: Sequence[Operation], phase: str) -> Pass
     for head in (operation for operation in operations if operation.name == "head"):
         assert isinstance(head, Linear)
         ((rows, _, columns),) = share.shapes(head)
-        loss = (share.step("loss", phase, *(share.moved(rows * columns * each) for each in LOGITS_FORWARD)),)
-        grown = (share.step("loss", phase, share.moved(rows * columns * LOGITS_BACKWARD)),)
+        loss = (share.step("loss", phase, share.each(rows * columns, share.stack.loss.forward)),)
+        grown = (share.step("loss", phase, share.each(rows * columns, share.stack.loss.backward)),)
     return Passes(
         (*_forward(share, operations, phase), *loss),
         (*grown, *_input(share, operations, phase)),

@@ -12,7 +12,7 @@ import numpy as np
 
 from simpipe.simulator.graph import INTERVAL, STREAMS
 from simpipe.simulator.kernels import Ints
-from simpipe.simulator.plan import END
+from simpipe.simulator.plan import END, LAUNCHES
 from simpipe.simulator.program import KINDS
 from simpipe.simulator.trace import Trace
 from simpipe.simulator.views import lanes
@@ -102,7 +102,7 @@ def operations(trace: Trace, slot: int) -> pd.DataFrame:
 
     graph, program = trace.graph, trace.program
     tasks = graph.slot_tasks.items[slice(*graph.slot_tasks.start[slot : slot + 2])]
-    tasks = tasks[[graph.operations[code] != END for code in graph.operation[tasks]]]
+    tasks = tasks[[graph.operations[code] not in (END, LAUNCHES) for code in graph.operation[tasks]]]
     occupied = [graph.streams.items[slice(*graph.streams.start[task : task + 2])] for task in tasks]
     each = np.repeat(tasks, [len(streams) for streams in occupied])
     stream = [STREAMS[code] for code in graph.stream_name[np.concatenate(occupied)]]
@@ -139,7 +139,7 @@ def idle(trace: Trace, slot: int) -> float:
     drawn = operations(trace, slot)
     compute = drawn[drawn["stream"] == "compute"]
     lasts = float(trace.slot_end[slot] - trace.slot_start[slot])
-    return max(0.0, lasts - float((compute["end"] - compute["start"]).sum()))
+    return max(0.0, lasts - float((compute["end"] - compute["start"]).sum() + trace.launch_bound[slot]))
 
 
 def sentence(trace: Trace, slot: int) -> str:

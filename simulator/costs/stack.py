@@ -1,0 +1,125 @@
+"""Stack: the training software on a machine, read from `stack_profiles/NAME.toml`; knows no model and no schedule.
+
+It says which kernels an operation is made of, how fast the host launches them, and what a step costs besides. What
+follows from it follows through operations on streams: a host that launches too slowly is a task beside the others of
+its slot, kernels that are not fused move their bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from simpipe.simulator.costs import profile
+from simpipe.simulator.costs.profile import Amount, Figure, Flag, ProfileKind, Row, Seconds
+from simpipe.simulator.errors import SimpipeError
+
+FOLDER = Path(__file__).resolve().parents[2] / "stack_profiles"
+DEFAULT = "fused"
+
+
+class StackError(SimpipeError):
+    """A profile of a software stack is unknown or malformed."""
+
+
+class Traffic(NamedTuple):
+    """Bytes an element that each kernel of an operation reads and writes, in its forward and in its backward."""
+
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]
+
+
+FUSED_NORM, EAGER_NORM = Traffic((4,), (6,)), Traffic((6, 8, 4, 8, 6, 6), (6, 6, 12, 12, 8, 12, 6))
+"""A norm of bf16 elements in one kernel; or by tensor operations, upcast to fp32, squared, averaged, scaled, cast back
+and multiplied by the gain."""
+
+FUSED_ROTARY, EAGER_ROTARY = Traffic((4,), (4,)), Traffic((6, 16, 6), (6, 16, 6))
+"""A rotation in one kernel; or by complex multiplication in fp32, cast before and after."""
+
+FUSED_GATE, EAGER_GATE = Traffic((6,), (10,)), Traffic((4, 6), (6, 6, 6))
+"""A gated activation function, of its output's elements; by itself activation and product are kernels of their own."""
+
+FUSED_LOSS, EAGER_LOSS = Traffic((6, 8), (6,)), Traffic((6, 4, 8, 8, 4, 8), (8, 8, 6))
+"""Cross entropy, of logits: cast to fp32 and softmax with loss, cast back; or as vocabulary-parallel tensor operations
+in fp32: cast, maximum, difference, exponential, sum, quotient; then less the target, scaled, cast back."""
+
+SOFTMAX, DROPOUT = Traffic((4,), (6,)), Traffic((5,), (5,))
+"""Of scores and of what a mask of 1 byte is drawn for. Scale and causal mask are fused into the softmax."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the host takes. launch: for a kernel, Python, autograd and driver together; 0 where graphs are replayed.
+    sync: each time that it waits for the GPU, which then waits for its next kernel: for messages after each slot, for
+    the numbers of tokens before a plain all-to-all. step: once a step, nothing beside it."""
+
+    launch: Seconds
+    sync: Seconds
+    step: Seconds
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A training library as it is used; `figures` holds its numbers again, with sources.
+
+    fused_attention: scores are never in memory; otherwise attention's core is two batched products around a softmax
+    over all pairs, causal or not. dropout: after softmax, attention and MLP. fused_elementwise, fused_loss: norms,
+    rotations and gates, and the cross entropy, as one kernel each. fused_accumulation: products of weight gradients add
+    to the gradient themselves. optimizer_bytes: moved for each parameter besides Adam's own reads and writes (casts,
+    unscaling, norm, clipping, copies). blocking_messages: stages meet to exchange activations and gradients.
+    scattered_messages: the tensor-parallel GPUs of a stage each send a part. expert_copies: tokens travel once for each
+    expert by a plain all-to-all, permuted before and behind it, not once for each GPU and node.
+    """
+
+    name: str
+    description: str
+    figures: Mapping[str, Figure]
+    fused_attention: Flag
+    dropout: Flag
+    fused_elementwise: Flag
+    fused_loss: Flag
+    fused_accumulation: Flag
+    optimizer_bytes: Amount
+    blocking_messages: Flag
+    scattered_messages: Flag
+    expert_copies: Flag
+    host: Host
+
+    @property
+    def norm(self) -> Traffic:
+        return FUSED_NORM if self.fused_elementwise else EAGER_NORM
+
+    @property
+    def rotary(self) -> Traffic:
+        return FUSED_ROTARY if self.fused_elementwise else EAGER_ROTARY
+
+    @property
+    def gate(self) -> Traffic:
+        return FUSED_GATE if self.fused_elementwise else EAGER_GATE
+
+    @property
+    def loss(self) -> Traffic:
+        return FUSED_LOSS if self.fused_loss else EAGER_LOSS
+
+    def rows(self) -> list[Row]:
+        """What `simpipe show stack` prints."""
+        return profile.rows(self.figures)
+
+
+PROFILES = ProfileKind(Stack, FOLDER, StackError, "stack")
+
+
+def stack_names() -> list[str]:
+    """The stacks that come with simpipe."""
+    return profile.names(PROFILES)
+
+
+def load_stack(name_or_path: str | os.PathLike[str] = DEFAULT) -> Stack:
+    """The stack of `stack_profiles/NAME.toml`, or of the user's own file (`./mine.toml`).
+
+    Raises StackError, one sentence with file and key, for anything that is not a sound profile.
+    """
+    return cast(Stack, profile.build(PROFILES, *profile.read(PROFILES, name_or_path)))

@@ -1,0 +1,72 @@
+"""Software stacks: profiles load and say where figures are from; what each changes follows from kernels and streams."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simpipe import program, simulate
+from simpipe.simulator.costs.cluster import load_cluster
+from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.parallel import Parallel
+from simpipe.simulator.costs.stack import Stack, load_stack, stack_names
+from simpipe.simulator.trace import Trace
+
+FUSED = load_stack()
+GPT = {"ranks": 2, "gpus": 8, "tp": 4, "global_batch": 8, "sequence": 2048, "sequence_parallel": False}
+MIXTURE = {"ranks": 2, "gpus": 16, "ep": 8, "global_batch": 32, "sequence": 4096}
+
+
+def run(stack: Stack, model: str = "megatron-22b", machine: str = "a100", **given: Any) -> Trace:
+    parallel = Parallel.of((MIXTURE if load_model(model).experts else GPT) | given)
+    costs = ModelledCosts(load_model(model), load_cluster(machine), parallel, stack=stack)
+    return simulate(program("1f1b", ranks=parallel.ranks, microbatches=parallel.microbatches), costs, "compiled")
+
+
+def with_host(**seconds: float) -> Stack:
+    return replace(FUSED, host=replace(FUSED.host, **seconds))
+
+
+@pytest.mark.parametrize("name", stack_names())
+def test_every_figure_has_its_source(name: str) -> None:
+    stack = load_stack(name)
+    assert stack.name == name
+    assert stack.description
+    assert {row.key for row in stack.rows()} >= {"fused_attention", "dropout", "host.launch"}
+    assert all(len(row.source) > 10 and "no source is given" not in row.source for row in stack.rows())
+
+
+@pytest.mark.parametrize("flag", ["fused_attention", "fused_loss", "fused_accumulation"])
+def test_what_is_not_fused_takes_longer(flag: str) -> None:
+    assert run(replace(FUSED, **{flag: False})).makespan > run(FUSED).makespan
+
+
+@pytest.mark.parametrize("flag", ["dropout", "blocking_messages"])
+def test_dropout_and_waiting_take_longer(flag: str) -> None:
+    assert run(replace(FUSED, **{flag: True})).makespan > run(FUSED).makespan
+
+
+def test_tensor_operations_move_more_than_fused_kernels() -> None:
+    assert run(replace(FUSED, fused_elementwise=False), "llama3-8b").makespan > run(FUSED, "llama3-8b").makespan
+
+
+def test_copies_for_every_expert_take_longer_than_one_for_each_gpu() -> None:
+    copied = run(replace(FUSED, expert_copies=True), "deepseek-v2", "h100")
+    assert copied.makespan > run(FUSED, "deepseek-v2", "h100").makespan
+    names = set(copied.to_frame()["operation"].astype(str))
+    assert {"dispatch", "combine", "dispatch.copies", "combine.copies"} <= names
+
+
+def test_a_slot_is_never_faster_than_its_kernels_are_launched() -> None:
+    quick, slow, slower = (run(with_host(launch=each)) for each in (0.0, 1e-3, 2e-3))
+    assert not quick.launch_bound.any()
+    np.testing.assert_allclose((slower.slot_end - slower.slot_start)[:-2], 2 * (slow.slot_end - slow.slot_start)[:-2])
+    frame = slow.to_frame().query("slot == 0")
+    launches = frame[frame["operation"] == "launches"]
+    assert (launches["end"] - launches["start"]).item() == pytest.approx(slow.slot_end[0] - slow.slot_start[0])
+
+
+def test_a_quick_host_changes_nothing() -> None:
+    assert run(with_host(launch=1e-9)).makespan == pytest.approx(run(with_host(launch=0.0)).makespan)
