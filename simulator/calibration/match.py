@@ -20,6 +20,7 @@ from simpipe.simulator.costs.cluster import Cluster
 from simpipe.simulator.costs.model import Model
 from simpipe.simulator.costs.operators import Kernel, Passes
 from simpipe.simulator.costs.parallel import Parallel
+from simpipe.simulator.costs.stack import load_stack
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,7 @@ PRODUCTS = ("gemm", "grouped_gemm")
 def timings(trace: Trace, model: Model, cluster: Cluster, parallel: Parallel, classes: Classes) -> Timings:
     """Rows of all kernels of a trace's layers, shapes from the model. Raises TimingsError where no range is known."""
     layer = model.layer(model.layers - 1)
-    passes = operators.passes(model, cluster, parallel, layer)
+    passes = operators.passes(model, cluster, parallel, load_stack(), layer)
     rows: list[dict[str, Any]] = []
     shared: set[str] = set()
     inside = trace.kernels[trace.kernels["range"] != ""]

@@ -21,6 +21,7 @@ from simpipe.simulator.costs.modelled import ModelledCosts, Shape
 from simpipe.simulator.costs.operators import Passes, Step
 from simpipe.simulator.costs.overlap import COMMUNICATION
 from simpipe.simulator.costs.parallel import Parallel
+from simpipe.simulator.costs.stack import load_stack
 from simpipe.simulator.program import Program
 from simpipe.simulator.trace import Trace, simulate
 
@@ -80,7 +81,7 @@ def compare(recorded: Recorded, model: Model, cluster: Cluster, parallel: Parall
     if ("forward", "mlp") not in names or ("input", "mlp") not in names:
         return None
     layers = int(named.loc[named["range"] == names["forward", "mlp"], "visit"].max()) + 1
-    one = operators.passes(model, cluster, parallel, model.layer(model.layers - 1))
+    one = operators.passes(model, cluster, parallel, load_stack(), model.layer(model.layers - 1))
     passes = tuple(_numbered(one, names, ahead, layers - 1 - ahead) for ahead in range(layers))
     alone = replace(parallel, ranks=1, gpus=parallel.gpus // parallel.ranks, stage_layers="even", zero=0)
     trace = simulated(LayersOnly(model, cluster, alone, layers=passes))
