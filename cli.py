@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from simpipe.commands import calibration, planning, running, showing
+from simpipe.commands import calibration, experts, planning, running, showing
 from simpipe.simulator.errors import SimpipeError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("compare")(running.compare)
 app.command("calibrate")(calibration.calibrate)
 app.command("batch")(planning.batch)
 app.command("schedule")(showing.show_schedule)
+app.command("moe")(experts.moe)
 app.add_typer(listing, name="list")
 listing.command("schedules")(showing.list_schedules)
 listing.command("models")(showing.list_models)

@@ -78,6 +78,8 @@ KEYS = {
 PATHS = ("model", "hardware", "stack", "schedule")
 """Keys whose value may be a path."""
 
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
 
 class ScenarioError(SimpipeError):
     """A scenario cannot be read, or its values are wrong or do not fit together: one sentence with file and key."""
@@ -231,6 +233,12 @@ class Scenario:
             model, cluster = load_model(self.model), load_cluster(self.hardware)
             spec, stack = ScheduleSpec(name, chunks, options), load_stack(self.stack)
             return Loaded(model, cluster, self.parallel.check(model, cluster), spec, stack)
+
+
+def published(model: str) -> Path | None:
+    """The scenario of how a model was trained, as its makers published it; None where there is none."""
+    path = EXAMPLES / f"{model.replace('-', '_')}.yaml"
+    return path if re.fullmatch(r"[\w.-]+", model) and path.is_file() else None
 
 
 def _replaced(given: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> Scenario:

@@ -45,8 +45,13 @@ def check(targets: Sequence[str], width: float | None = None) -> None:
 def check_comparison(targets: Sequence[str], width: float | None = None) -> None:
     """The same for `write_comparison`."""
     _check_width(targets, width)
+    check_endings(targets, COMPARISONS)
+
+
+def check_endings(targets: Sequence[str], known: tuple[str, ...]) -> None:
+    """The same for what is written as single files with one of some endings."""
     for target in targets:
-        ending(Path(target), COMPARISONS)
+        ending(Path(target), known)
         _check_folder(Path(target))
 
 

@@ -1,0 +1,1 @@
+"""Experts: how tokens are routed to them, how their loads are balanced, on which ranks they lie, what that costs."""

@@ -1,0 +1,97 @@
+"""Placement: on which ranks of the expert-parallel group experts lie, some of them more than once.
+
+A rank has equally many places. `contiguous`: experts in the order of their numbers, as they are trained; further
+places go to the busiest. `balanced`: the busiest experts are copied (each copy takes an equal share of the tokens) and
+dealt, the heaviest first, to the rank that has least and a place left. Where groups of node-limited routing lie on
+whole nodes, an expert stays on its group's ranks, so that the limit keeps its meaning.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import NamedTuple
+
+import numpy as np
+
+from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.kernels import Floats, Ints
+
+WAYS = ("contiguous", "balanced")
+
+
+class Placed(NamedTuple):
+    """(places,) the expert in each place and its share of that expert's tokens; rank r has the r-th equal part."""
+
+    expert: Ints
+    share: Floats
+    ranks: int
+
+    def loads(self, tokens: Ints | Floats) -> Floats:
+        """(ranks, places of one) tokens in each place, from (experts,) tokens."""
+        return np.asarray((tokens[self.expert] * self.share).reshape(self.ranks, -1))
+
+
+def place(loads: Ints | Floats, ranks: int, groups: int = 1, redundant: int = 0, way: str = "contiguous") -> Placed:
+    """Experts of (experts,) expected loads on ranks. Raises SimpipeError where they do not fit evenly."""
+    experts = len(loads)
+    if way not in WAYS:
+        raise SimpipeError(f"--placement is {way!r}; it is {' or '.join(WAYS)}")
+    if redundant < 0 or redundant > experts * (ranks - 1):
+        raise SimpipeError(f"redundant experts are 0 to {experts * (ranks - 1)}, not {redundant}")
+    if (experts + redundant) % ranks:
+        raise SimpipeError(f"{experts} + {redundant} redundant experts are not a multiple of ep = {ranks} ranks")
+    parts = groups if ranks % groups == 0 and experts % groups == 0 and redundant % groups == 0 else 1
+    size = experts // parts
+    found = []
+    for part in range(parts):
+        own = np.asarray(loads[part * size : (part + 1) * size], float)
+        copies = _copies(own, redundant // parts, ranks // parts)
+        numbers = np.repeat(np.arange(size), copies)
+        order = numbers if way == "contiguous" else numbers[_dealt(own[numbers] / copies[numbers], ranks // parts)]
+        found.append((part * size + order, 1.0 / copies[order]))
+    return Placed(np.concatenate([e for e, _ in found]), np.concatenate([s for _, s in found]), ranks)
+
+
+def _copies(loads: Floats, redundant: int, most: int) -> Ints:
+    """(experts,) how many of each: one more, again and again, for the one with most tokens a copy."""
+    copies = np.ones(len(loads), np.int64)
+    heap = [(-load, expert) for expert, load in enumerate(loads.tolist())]
+    heapq.heapify(heap)
+    left = redundant
+    while left:
+        _, expert = heapq.heappop(heap)
+        copies[expert] += 1
+        left -= 1
+        if copies[expert] < most:
+            heapq.heappush(heap, (-loads[expert] / copies[expert], expert))
+    return copies
+
+
+def _dealt(loads: Floats, ranks: int) -> Ints:
+    """(items,) indices in the order of ranks: the heaviest first to the rank that has least and a place left."""
+    places = len(loads) // ranks
+    heap = [(0.0, rank) for rank in range(ranks)]
+    hands: list[list[int]] = [[] for _ in range(ranks)]
+    for item in np.argsort(-loads, kind="stable").tolist():
+        held, rank = heapq.heappop(heap)
+        hands[rank].append(item)
+        if len(hands[rank]) < places:
+            heapq.heappush(heap, (held + float(loads[item]), rank))
+    return np.array([item for hand in hands for item in sorted(hand)], np.int64)
+
+
+class Fullest(NamedTuple):
+    """Of each layer: (layers,) tokens of the fullest rank over the mean, and (layers, places) shares of its places."""
+
+    imbalance: Floats
+    shares: Floats
+
+
+def fullest(loads: Ints, placed: list[Placed]) -> Fullest:
+    """The rank that sets the pace in each layer, from (layers, experts) tokens and where each layer's experts lie."""
+    by_rank = [each.loads(tokens) for tokens, each in zip(loads, placed, strict=True)]
+    worst = [int(np.argmax(rank.sum(1))) for rank in by_rank]
+    rows = np.stack([rank[number] for rank, number in zip(by_rank, worst, strict=True)])
+    mean = np.array([rank.sum() / len(rank) for rank in by_rank])
+    total = rows.sum(1)
+    return Fullest(np.asarray(total / mean), rows / np.maximum(total, 1e-300)[:, None])

@@ -1,0 +1,199 @@
+"""Study: what each way to balance comes to on a model, from the violation of its experts to the time of a step.
+
+Strategies run side by side from the same seed. At the end of each, one micro-batch of an expert-parallel group is
+routed and its experts are placed on the group's ranks: the fullest rank of each layer sets the pace of dispatch,
+grouped GEMM and combine there. With a scenario the step is simulated with those loads, and once with none out of
+balance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simpipe.simulator import case
+from simpipe.simulator.costs.model import Model
+from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.experts import placement
+from simpipe.simulator.experts.balance import STRATEGIES, Affinities, Gate, History, Sample, Strategy, follow
+from simpipe.simulator.experts.placement import Fullest
+from simpipe.simulator.experts.routing import Router
+from simpipe.simulator.kernels import Ints
+from simpipe.simulator.scenario import Scenario
+from simpipe.simulator.trace import simulate
+
+LAST = 20
+"""Steps at the end over which a strategy's violation is averaged."""
+
+Progress = Callable[[str, int], None]
+
+
+class Placing(NamedTuple):
+    """Where experts lie: on `ep` ranks, in one of placement.WAYS, so many of them once more."""
+
+    ep: int
+    way: str = "contiguous"
+    redundant: int = 0
+
+
+class Plan(NamedTuple):
+    """How a study runs: so many steps from `seen` tokens on, each standing for `each` tokens of which a sample is
+    routed; and the micro-batch that ends it."""
+
+    steps: int
+    sample: Sample
+    microbatch: Sample
+    seen: float
+    each: float
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a strategy comes to. step_time_s: None without a scenario."""
+
+    history: History
+    fullest: Fullest
+    step_time_s: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain figures; per layer where the name says so."""
+        history, imbalance = self.history, self.fullest.imbalance
+        expert = history.loads.max(1) / history.loads.mean(1) - 1
+        return {
+            "strategy": history.strategy,
+            "violation_first": float(history.violation[0].mean()),
+            "violation_last": float(history.violation[-LAST:].mean()),
+            "violation_last_worst_layer": float(history.violation[-LAST:].mean(0).max()),
+            "microbatch_violation": float(expert.mean()),
+            "gpu_imbalance": float(imbalance.mean()),
+            "gpu_imbalance_worst_layer": float(imbalance.max()),
+            "popularity_moved": history.moved,
+            "update_speed_last": float(history.speed[-1]),
+            "step_time_s": self.step_time_s,
+            "violation_per_layer": history.violation[-LAST:].mean(0).tolist(),
+            "gpu_imbalance_per_layer": imbalance.tolist(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Strategies on one basis. sampling: MaxVio that drawing so few tokens gives a layer whose experts are equal.
+    balanced_s: the time of a step with none out of balance, None without a scenario."""
+
+    model: str
+    router: Router
+    layers: int
+    plan: Plan
+    placing: Placing
+    sampling: float
+    outcomes: tuple[Outcome, ...]
+    balanced_s: float | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a strategy, with what it adds to a balanced step."""
+        rows = [outcome.to_dict() for outcome in self.outcomes]
+        for row in rows:
+            known = row["step_time_s"] is not None and self.balanced_s is not None
+            row["costs"] = row["step_time_s"] / self.balanced_s - 1 if known else None
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """What --json prints."""
+        return {
+            "model": self.model,
+            "router": self.router._asdict(),
+            "layers": self.layers,
+            "steps": self.plan.steps,
+            "sampled_tokens": self.plan.sample.sequences * self.plan.sample.tokens,
+            "placing": self.placing._asdict(),
+            "sampling_violation": self.sampling,
+            "balanced_step_time_s": self.balanced_s,
+            "strategies": self.rows(),
+        }
+
+
+def router_of(model: Model) -> Router:
+    """The router of a model's layers. Raises SimpipeError where it has no experts."""
+    experts = model.experts
+    if experts is None:
+        raise SimpipeError(f"{model.name} has no experts; `simpipe list models` marks those that have")
+    limited = experts.groups_per_token < experts.groups
+    groups = (experts.groups, experts.groups_per_token) if limited else (1, 1)
+    return Router(experts.routed, experts.topk, *groups)
+
+
+def sampling(router: Router, tokens: int) -> float:
+    """MaxVio of equal experts from drawing `tokens` tokens: the largest of so many normal deviates, nearly."""
+    mean = tokens * router.topk / router.experts
+    return float(np.sqrt(2 * np.log(router.experts) / mean))
+
+
+def run(
+    model: Model, affinities: Affinities, strategies: Sequence[str], plan: Plan, placing: Placing, seed: int,
+    workers: int = 1, scenario: Scenario | None = None, progress: Progress = lambda name, step: None,
+) -> Study:  # fmt: skip
+    """Run strategies by name. scenario: whose step each one's loads slow down. Raises SimpipeError."""
+    router, layers = router_of(model), model.layers - model.dense_layers
+    _check(plan, router)
+    histories = []
+    for name in strategies:
+        gate = Gate(router, layers, affinities, seed, workers)
+        told = _teller(progress, name)
+        histories.append(follow(gate, name, _strategy(name), *plan, progress=told))
+    return _study(model, router, plan, placing, histories, scenario)
+
+
+def recorded(model: Model, loads: Ints, plan: Plan, placing: Placing, scenario: Scenario | None = None) -> Study:
+    """The study of (layers, experts) recorded loads, of one micro-batch or more."""
+    violation = (loads.max(1) / loads.mean(1) - 1)[None]
+    history = History("recorded", violation, np.zeros(1), loads, loads, 0.0)
+    return _study(model, router_of(model), plan, placing, [history], scenario)
+
+
+def _study(
+    model: Model, router: Router, plan: Plan, placing: Placing, histories: list[History], scenario: Scenario | None
+) -> Study:
+    outcomes, balanced = [], None if scenario is None else _step(scenario)
+    for history in histories:
+        placed = [
+            placement.place(load, placing.ep, router.groups, placing.redundant, placing.way)
+            for load in history.expected
+        ]
+        fullest = placement.fullest(history.loads, placed)
+        outcomes.append(Outcome(history, fullest, None if scenario is None else _step(scenario, fullest)))
+    noise = sampling(router, plan.sample.sequences * plan.sample.tokens)
+    layers = model.layers - model.dense_layers
+    return Study(model.name, router, layers, plan, placing, noise, tuple(outcomes), balanced)
+
+
+def loaded(scenario: Scenario, fullest: Fullest | None = None) -> Scenario:
+    """A scenario whose layers are loaded so; without loads, one in balance."""
+    imbalance = [] if fullest is None else [max(1.0, float(load)) for load in fullest.imbalance]
+    return scenario.with_(expert_imbalance=1.0, layer_imbalance=imbalance)
+
+
+def _step(scenario: Scenario, fullest: Fullest | None = None) -> float:
+    """Seconds of a step with these loads."""
+    made = case.modelled(loaded(scenario, fullest))
+    return simulate(made.program, made.costs).makespan
+
+
+def _strategy(name: str) -> Strategy:
+    if name not in STRATEGIES:
+        raise SimpipeError(f"--strategy is {name!r}; it is {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]
+
+
+def _teller(progress: Progress, name: str) -> Callable[[int], None]:
+    return lambda step: progress(name, step)
+
+
+def _check(plan: Plan, router: Router) -> None:
+    if router.topk > router.experts // router.groups * router.limit:
+        raise SimpipeError(f"a token takes {router.topk} experts, but can reach {router.experts} at most")
+    for key, value in {"steps": plan.steps, "tokens": plan.sample.tokens, "sequences": plan.sample.sequences}.items():
+        if not 1 <= value <= 10_000_000:
+            raise SimpipeError(f"--{key} must be from 1 to 10000000, not {value}")

@@ -1,0 +1,190 @@
+"""What a study of experts looks like: on the terminal, as a page, as a picture, as a table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simpipe.simulator.experts.study import LAST, Study
+from simpipe.simulator.files import atomic
+from simpipe.simulator.kernels import Floats
+from simpipe.simulator.views import console, document, ending, palette
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+ENDINGS_OF_STUDY = (".html", ".png", ".svg", ".csv")
+
+COLOURS = ("#4477AA", "#EE6677", "#228833", "#AA7733", "#66CCEE")
+"""Of strategies: Paul Tol's "bright" scheme, made for lines."""
+
+HEAVIEST = 2.5
+"""Load over the mean from which a heat map no longer gets darker."""
+
+
+def text(study: Study) -> list[str]:
+    """The terminal's table."""
+    rows = study.rows()
+    body = [_cells(row) for row in rows]
+    header = [name for name in body[0] if any(cells[name] != "-" for cells in body)]
+    sample = study.plan.sample
+    tokens = sample.sequences * sample.tokens
+    lines = [headline(study), "", *console.table(header, [[cells[name] for name in header] for cells in body]), ""]
+    lines.append(
+        f"violation: tokens of the fullest expert over the mean, less 1, mean over layers and the last {LAST} steps"
+    )
+    if study.plan.steps > 1:
+        lines[-1] += f"; drawing {tokens:,} tokens a step alone gives about {study.sampling:.2f}"
+    lines.append(
+        "GPU load: tokens of the fullest GPU over the mean, for one micro-batch; it sets the pace of its layer"
+    )
+    if study.balanced_s is not None:
+        lines.append(f"a step with every GPU in balance takes {study.balanced_s:.3f} s")
+    return lines
+
+
+def headline(study: Study) -> str:
+    """What was run, in a sentence."""
+    router, placing = study.router, study.placing
+    limit = f" in {router.limit} of {router.groups} groups" if router.limit < router.groups else ""
+    more = f", {placing.redundant} of them twice" if placing.redundant else ""
+    return (
+        f"{study.model}: {study.layers} layers of {router.experts} experts, {router.topk} a token{limit}; "
+        f"{placing.way} on {placing.ep} GPUs{more}; {study.plan.steps} steps"
+    )
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    seconds, cost = row["step_time_s"], row["costs"]
+    return {
+        "strategy": row["strategy"],
+        "violation, first": f"{row['violation_first']:.2f}",
+        "last": f"{row['violation_last']:.2f}",
+        "worst layer": f"{row['violation_last_worst_layer']:.2f}",
+        "micro-batch": f"{row['microbatch_violation']:.2f}",
+        "GPU load": f"{row['gpu_imbalance']:.3f}",
+        "worst": f"{row['gpu_imbalance_worst_layer']:.3f}",
+        "popularity moved": f"{row['popularity_moved']:.0%} of skew" if row["popularity_moved"] else "-",
+        "step": "-" if seconds is None else f"{seconds:.3f} s",
+        "over balanced": "-" if cost is None else f"{cost:+.1%}",
+    }
+
+
+def write(study: Study, path: str | Path) -> None:
+    """Write a page, a picture or a table of every expert's tokens. Raises OutputError."""
+    end = ending(Path(path), ENDINGS_OF_STUDY)
+    if end == ".csv":
+        _write_table(study, Path(path))
+    elif end == ".html":
+        document.write(f"Experts of {study.model}", parts(study), Path(path))
+    else:
+        _write_picture(study, Path(path))
+
+
+def parts(study: Study) -> list[document.Part]:
+    """The page: violation over steps, a table, a heat map of each strategy."""
+    cells = [_cells(row) for row in study.rows()]
+    names = [name for name in cells[0] if any(each[name] != "-" for each in cells)]
+    found: list[document.Part] = [
+        document.Text(headline(study)),
+        document.Table(names, [[each[name] for name in names] for each in cells]),
+    ]
+    if study.plan.steps > 1:
+        found.append(document.Text("Violation over steps: mean of the layers, and the worst layer (dotted)."))
+        found.append(document.Chart(_lines(study)))
+    for outcome in study.outcomes:
+        label = outcome.history.strategy
+        found.append(document.Text(f"Load of each expert over the mean, for one micro-batch at the end: {label}"))
+        found.append(document.Chart(_heat(_relative(outcome.history.loads))))
+    return found
+
+
+def _relative(loads: Any) -> Floats:
+    """(layers, experts) over each layer's mean."""
+    return np.asarray(loads / loads.mean(1, keepdims=True), float)
+
+
+def _lines(study: Study) -> go.Figure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for outcome, colour in zip(study.outcomes, COLOURS, strict=False):
+        violation = np.round(outcome.history.violation, 3)
+        for values, dash, name in (
+            (violation.mean(1), "solid", outcome.history.strategy),
+            (violation.max(1), "dot", f"{outcome.history.strategy}, worst layer"),
+        ):
+            line = {"color": colour, "dash": dash, "width": 1.6 if dash == "solid" else 1.0}
+            figure.add_scatter(y=values.tolist(), mode="lines", line=line, name=name, showlegend=dash == "solid")
+    if study.plan.steps > 1:
+        figure.add_hline(y=study.sampling, line={"color": "#999999", "width": 1}, annotation_text="sampling alone")
+    axes = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "violation"}, "rangemode": "tozero"}}
+    figure.update_layout(**(document.LAYOUT | axes), height=320)
+    return figure
+
+
+def _heat(relative: Floats) -> go.Figure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure(
+        go.Heatmap(
+            z=np.round(relative, 2).tolist(), zmin=0, zmax=HEAVIEST, zmid=1.0, colorscale=_scale(),
+            colorbar={"title": {"text": "x mean"}}, hovertemplate="layer %{y}, expert %{x}: %{z} x mean<extra></extra>",
+        )
+    )  # fmt: skip
+    axes = {"xaxis": {"title": {"text": "expert"}}, "yaxis": {"title": {"text": "layer"}, "autorange": "reversed"}}
+    figure.update_layout(**(document.LAYOUT | axes), height=120 + 4 * len(relative))
+    return figure
+
+
+def _scale() -> list[list[Any]]:
+    """Blue below the mean, white at it, red above: apart under the common kinds of colour blindness."""
+    return [[0.0, "#2166AC"], [1 / HEAVIEST, "#F7F7F7"], [1.0, "#B2182B"]]
+
+
+def _write_picture(study: Study, path: Path) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    rows = len(study.outcomes)
+    figure = Figure(figsize=(11, 2.4 + 2.0 * rows), dpi=130, layout="constrained")
+    axes: Sequence[Any] = figure.subplots(rows + 1, 1, height_ratios=[1.3] + [1] * rows)
+    for outcome, colour in zip(study.outcomes, COLOURS, strict=False):
+        mean, worst = outcome.history.violation.mean(1), outcome.history.violation.max(1)
+        axes[0].plot(mean, color=colour, label=outcome.history.strategy)
+        axes[0].plot(worst, color=colour, linestyle=":", linewidth=0.8)
+    axes[0].axhline(study.sampling, color="#999999", linewidth=0.8)
+    axes[0].set(xlabel="step", ylabel="violation", ylim=(0, None), xlim=(0, None))
+    axes[0].legend(ncols=5, frameon=False, loc="upper right")
+    axes[0].set_title(headline(study), loc="left", fontsize=9, color=palette.INK)
+    colours = LinearSegmentedColormap.from_list("load", [(at, colour) for at, colour in _scale()])
+    for axis, outcome in zip(axes[1:], study.outcomes, strict=True):
+        relative = _relative(outcome.history.loads)
+        image = axis.imshow(relative, aspect="auto", cmap=colours, vmin=0, vmax=HEAVIEST, interpolation="nearest")
+        axis.set(ylabel="layer", title="")
+        axis.set_title(outcome.history.strategy, loc="left", fontsize=9)
+    axes[-1].set_xlabel("expert")
+    figure.colorbar(image, ax=list(axes[1:]), label="load over the mean", shrink=0.8)
+    with atomic(path) as draft:
+        figure.savefig(draft, format=path.suffix[1:].lower(), metadata=_dateless(path))
+
+
+def _dateless(path: Path) -> dict[str, None]:
+    """So that the same study gives the same bytes."""
+    return {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
+
+
+def _write_table(study: Study, path: Path) -> None:
+    """A row for each expert of each layer and strategy; `simpipe moe --loads` reads one strategy's."""
+    with atomic(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["strategy", "layer", "expert", "tokens", "load_over_mean"])
+        for outcome in study.outcomes:
+            relative = _relative(outcome.history.loads)
+            for (layer, expert), tokens in np.ndenumerate(outcome.history.loads):
+                row = [outcome.history.strategy, layer, expert, int(tokens), f"{relative[layer, expert]:.4f}"]
+                table.writerow(row)
