@@ -206,8 +206,8 @@ class _Builder:
         """The links of each task, in the order of their kinds; a message leaves its sender and enters its receiver."""
         leaves, enters = self.plan.message_links
         pairs = self._spread(lambda operation: operation.links, self._link)
-        pairs.append(_pairs(self.message, self._link(self.messages.sender, [leaves])))
-        pairs.append(_pairs(self.message, self._link(self.messages.receiver, [enters])))
+        pairs.append(_pairs(self.message[:, None], self._link(self.messages.sender[:, None], leaves)))
+        pairs.append(_pairs(self.message[:, None], self._link(self.messages.receiver[:, None], enters)))
         for task, sync in zip(self.sync, self.plan.syncs, strict=True):
             pairs.append(_pairs(task, self._link(np.array(sync.ranks)[:, None], sync.links)))
         return _ragged(pairs, self.tasks)

@@ -65,15 +65,15 @@ WHOLE: Template = (Operation("", ("compute",)),)
 class Plan:
     """templates: the kinds of slots. template_of: (slots,) the one of each slot. syncs: tasks outside slots.
 
-    links: kinds of links that every rank has. message_links: those a message leaves and arrives by. exchange, barrier,
-    optimizer: how messages and the step's end work.
+    links: kinds of links that every rank has. message_links: those a message leaves by, and those it arrives by.
+    exchange, barrier, optimizer: how messages and the step's end work.
     """
 
     templates: tuple[Template, ...]
     template_of: Ints
     syncs: tuple[Sync, ...] = ()
     links: tuple[str, ...] = ("out", "in")
-    message_links: tuple[str, str] = ("out", "in")
+    message_links: tuple[tuple[str, ...], tuple[str, ...]] = (("out",), ("in",))
     exchange: Exchange = "async"
     barrier: bool = False
     optimizer: bool = False

@@ -176,6 +176,23 @@ def test_a_base_gives_what_a_file_leaves_out(tmp_path: Path) -> None:
     assert load_cluster(below).assumed["gpu.memory"] == "as mine; our own machine"
 
 
+@pytest.mark.parametrize(
+    ("text", "domain"),
+    [
+        ('base = "h100"\nnode.gpus = 4', 4),
+        ('base = "h100"\nnode.gpus = 4\nnode.nvlink.domain_gpus = 2', 2),
+        ('base = "gb200-nvl72"\nnode.gpus = 2', 72),
+        ('base = "b200"', 8),
+    ],
+)
+def test_fast_links_join_a_nodes_gpus_unless_a_file_says_otherwise(text: str, domain: int, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(text)
+    cluster = load_cluster(mine)
+    assert cluster.node.nvlink.domain_gpus == domain
+    assert cluster.sources["node.nvlink.domain_gpus"]
+
+
 def test_a_whole_profile_without_base(tmp_path: Path) -> None:
     text = (Path(__file__).parents[1] / "hardware_profiles" / "a100.toml").read_text()
     mine = tmp_path / "a100.toml"
@@ -196,26 +213,41 @@ BAD = {
     GPU + "memory_us = 3": r"gpu\.memory_us has no unit that fits",
     GPU + "memory = 3": r"gpu\.memory has no unit that fits",
     GPU + "memory_bandwidth_gb = 3": r"gpu\.memory_bandwidth_gb has no unit that fits; write gpu\.memory_bandwidth_gb_",
-    GPU + "sms = 0": r"gpu\.sms is a whole number of at least 1, not 0",
-    GPU + "sms = 1.5": r"gpu\.sms is a whole number of at least 1, not 1\.5",
-    GPU + "memory_gb = -80": r"gpu\.memory_gb is more than 0, not -80",
-    GPU + "memory_gb = 0": r"gpu\.memory_gb is more than 0, not 0",
-    GPU + "memory_gb = nan": r"gpu\.memory_gb is more than 0, not nan",
-    GPU + "memory_gb = inf": r"gpu\.memory_gb is more than 0, not inf",
-    GPU + "memory_gb = 1" + "0" * 400: r"gpu\.memory_gb is more than 0, not 10",
+    GPU + "sms = 0": r"gpu\.sms is a whole number from 1 to 1e\+06, not 0",
+    GPU + "sms = 1.5": r"gpu\.sms is a whole number from 1 to 1e\+06, not 1\.5",
+    GPU + "sms = 2000000": r"gpu\.sms is a whole number from 1 to 1e\+06, not 2000000",
+    GPU + "memory_gb = -80": r"gpu\.memory_gb is from 1 to 100000 GB, not -80",
+    GPU + "memory_gb = 0": r"gpu\.memory_gb is from 1 to 100000 GB, not 0",
+    GPU + "memory_gb = 85e9": r"gpu\.memory_gb is from 1 to 100000 GB, not 85000000000\.0",
+    GPU + "memory_bytes = 80": r"gpu\.memory_bytes is from 1e\+09 to 1e\+14 bytes, not 80",
+    GPU + "memory_gb = nan": r"gpu\.memory_gb is from 1 to 100000 GB, not nan",
+    GPU + "memory_gb = inf": r"gpu\.memory_gb is from 1 to 100000 GB, not inf",
+    GPU + "memory_gb = 1" + "0" * 400: r"gpu\.memory_gb is from 1 to 100000 GB, not 10+\.\.\. of 401 digits",
+    GPU + "memory_bandwidth_tb_per_s = 3350": r"memory_bandwidth_tb_per_s is from 1e-06 to 100 TB/s, not 3350",
+    GPU + "l2_mib = 5e7": r"gpu\.l2_mib is from 0\.0953674 to 95367\.4 MiB, not 50000000",
+    GPU + "peak.bf16_tflop_per_s = 989e12": r"peak\.bf16_tflop_per_s is from 0\.001 to 1e\+06 TFLOP/s, not 9890",
+    GPU + "peak.bf16_tflop_per_s = 0": r"peak\.bf16_tflop_per_s is from 0\.001 to 1e\+06 TFLOP/s, not 0",
+    'base = "h100"\nnode.nvlink.bandwidth_per_direction_gb_per_s = 1e15': r"is from 0\.001 to 100000 GB/s, not 10",
+    'base = "h100"\nnetwork.bandwidth_per_direction_gbit_per_s = 4e11': r"is from 0\.008 to 800000 Gbit/s, not 40",
+    'base = "h100"\nnetwork.efficiency = 3': r"network\.efficiency is from 0\.001 to 1, not 3",
+    'base = "h100"\nnetwork.nics_per_gpu = 0': r"network\.nics_per_gpu is from 0\.01 to 100, not 0",
+    'base = "h100"\nnetwork.leaf_oversubscription = 0.5': r"network\.leaf_oversubscription is from 1 to 100, not 0\.5",
+    'base = "h100"\nnetwork.latency_same_leaf_us = 1e6': r"latency_same_leaf_us is from 0 to 100000 us, not 1000000",
+    'base = "h100"\nprice_usd_per_gpu_hour = 1e9': r"price_usd_per_gpu_hour is from 0 to 100000 USD/GPU-hour, not",
     GPU + "sms = true": r"gpu\.sms is a number, not True",
     GPU + 'sms = "132"': r"gpu\.sms is a number, not '132'",
     GPU + "sms = [132]": r"gpu\.sms is a number, not \[132\]",
     GPU + "sms = {}": r"gpu\.sms is a number, not \{\}",
-    GPU + "kernel_gap_us = -1": r"gpu\.kernel_gap_us is 0 or more, not -1",
+    GPU + "kernel_gap_us = -1": r"gpu\.kernel_gap_us is from 0 to 100000 us, not -1",
     GPU + "sms = { value = 132, soruce = 'a' }": r"unknown key gpu\.sms\.value",
     GPU
     + "sms = { value = 132, source = 'a', assumed = 'b' }": r"gpu\.sms\.source and gpu\.sms\.assumed are texts, one",
     GPU + "sms = { value = 132, source = 3 }": r"gpu\.sms\.source and gpu\.sms\.assumed are texts, one or the other",
     GPU + "memory_gb = 80\nmemory_gib = 80": r"gpu\.memory is given twice, as gpu\.memory_gb and as gpu\.memory_gib",
-    GPU + "memory_bound.efficiency = 1.1": r"gpu\.memory_bound\.efficiency is more than 0 and at most 1, not 1\.1",
-    GPU + "gemm.bf16.sharpness = 0.5": r"gpu\.gemm\.bf16\.sharpness is at least 1, not 0\.5",
-    GPU + "gemm.bf16.wave_quantisation = 2": r"wave_quantisation is between 0 and 1, not 2",
+    GPU + "memory_bound.efficiency = 1.1": r"gpu\.memory_bound\.efficiency is from 0\.001 to 1, not 1\.1",
+    GPU + "gemm.bf16.sharpness = 0.5": r"gpu\.gemm\.bf16\.sharpness is from 1 to 100, not 0\.5",
+    GPU + "gemm.bf16.k_ramp = 1e9": r"gpu\.gemm\.bf16\.k_ramp is from 0 to 100000, not 1000000000",
+    GPU + "gemm.bf16.wave_quantisation = 2": r"wave_quantisation is from 0 to 1, not 2",
     GPU + "gemm.bf17.floor_us = 1": r"unknown key gpu\.gemm\.bf17\.floor_us; did you mean gpu\.gemm\.bf16\.floor_us\?",
     GPU + "gemm.fp4.efficiency = 0.5": r"gpu\.gemm\.fp4\.tile_half is missing",
     'base = "h100"\n[gpuu]\nsms = 3': r"unknown key gpuu\.sms; did you mean gpu\.sms\?",

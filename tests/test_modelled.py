@@ -122,6 +122,48 @@ def test_a_faster_network_is_no_slower(schedule: str) -> None:
     assert steps[0] > 1.02 * steps[2]
 
 
+def test_oversubscribed_leaves_and_spines_are_no_faster() -> None:
+    """Four nodes under a leaf: experts of 32 GPUs stay below it, messages and reductions leave it."""
+    small, few = {"nodes_per_leaf": 4, "planes": 1}, {"global_batch": 128}
+    for layer in ("leaf_oversubscription", "spine_oversubscription"):
+        steps = [run(cluster=machine(**small, **{layer: by}), **few).makespan for by in (100, 8, 1)]
+        assert steps == sorted(steps, reverse=True), layer
+        assert steps[0] > 1.05 * steps[-1], layer
+    wide = [run(cluster=machine(nodes_per_leaf=2, leaf_oversubscription=by), **few).makespan for by in (4, 1)]
+    assert wide[0] > 1.2 * wide[1]  # the exchange leaves it too
+    inside = {"gpus": 32, "global_batch": 32, "ep": 8}  # all nodes under one leaf
+    assert run(cluster=machine(leaf_oversubscription=100), **inside).makespan == run(**inside).makespan
+
+
+def test_messages_take_nvlink_within_a_domain_and_the_nic_between() -> None:
+    """4 GPUs a rank: ranks 0 and 1 share a node, 1 and 2 do not, and change rails."""
+    for base, kinds, between in (
+        ("h100", ("nic", "nvlink"), {"nic": 1, "nvlink": 0}),
+        ("h800", ("nic", "nvlink"), {"nic": 1, "nvlink": 1}),  # planes: to the other rail over NVLink
+    ):
+        given = costs("llama3-8b", gpus=16, cluster=load_cluster(base))
+        trace = simulate(program("1f1b", ranks=4, microbatches=given.parallel.microbatches), given)
+        graph, loads = trace.graph, trace.loads
+        for source, target, expected in ((0, 1, {"nic": 0, "nvlink": 1}), (1, 2, between), (2, 1, between)):
+            to = trace.program.action_rank[graph.partner]
+            task = np.flatnonzero(graph.message & (graph.rank == source) & (to == target))[0]
+            route = slice(graph.route.start[task], graph.route.start[task + 1])
+            assert tuple(loads.weight[0, route]) == tuple(expected[kind] for _ in range(2) for kind in kinds)
+            assert loads.work[0, task] == 2 * 4096 * 4096 / 4  # bf16, a quarter of the sequence
+
+
+def test_engines_agree_where_switches_are_oversubscribed() -> None:
+    given = costs(
+        "llama3-8b",
+        machine(nodes_per_leaf=1, leaf_oversubscription=3, spine_oversubscription=2),
+        gpus=48,
+        global_batch=24,
+    )
+    order = program("1f1b", ranks=4, microbatches=given.parallel.microbatches)
+    ends = [simulate(order, given, engine).end for engine in ("simpy", "compiled")]
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-9)
+
+
 def test_more_sms_for_communication_speed_it_up_and_slow_the_computation_beside_it() -> None:
     """Without overlap more SMs can only help; beside computation they cost it."""
     chains = [run("1f1b", communication_sms=sms).makespan for sms in (4, 12, 20)]

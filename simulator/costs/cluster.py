@@ -21,14 +21,12 @@ from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 from simpipe.simulator.costs import profile
 from simpipe.simulator.costs.profile import (
-    AMOUNT,
-    POSITIVE,
     Amount,
     Count,
+    Dimension,
     Factor,
     Figure,
     Fitted,
-    Positive,
     ProfileKind,
     Ratio,
     Seconds,
@@ -51,10 +49,14 @@ class ClusterError(SimpipeError):
     """A hardware profile is unknown or malformed, or is asked for what it does not hold."""
 
 
-Flops = Annotated[float, POSITIVE._replace(units={"TFLOP/s": 1e12, "PFLOP/s": 1e15})]
-Size = Annotated[float, POSITIVE._replace(units={"GB": 1e9, "GiB": 2.0**30, "MB": 1e6, "MiB": 2.0**20, "bytes": 1.0})]
-Bandwidth = Annotated[float, POSITIVE._replace(units={"GB/s": 1e9, "TB/s": 1e12, "Gbit/s": 1e9 / 8})]
-Price = Annotated[float | None, AMOUNT._replace(units={"USD/GPU-hour": 1.0})]
+# Bounds are a wide margin around any machine there is; what lies outside is a slip of the pen, mostly in the unit.
+_BYTES = {"GB": 1e9, "GiB": 2.0**30, "MB": 1e6, "MiB": 2.0**20, "bytes": 1.0}
+Nics = Annotated[float, Dimension(0.01, 100)]
+Flops = Annotated[float, Dimension(1e9, 1e18, {"TFLOP/s": 1e12, "PFLOP/s": 1e15})]
+Memory = Annotated[float, Dimension(1e9, 1e14, _BYTES)]
+Cache = Annotated[float, Dimension(1e5, 1e11, _BYTES)]
+Bandwidth = Annotated[float, Dimension(1e6, 1e14, {"GB/s": 1e9, "TB/s": 1e12, "Gbit/s": 1e9 / 8})]
+Price = Annotated[float | None, Dimension(0, 1e5, {"USD/GPU-hour": 1.0})]
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ class Gpu:
     a computation takes beside communication, beyond what the SMs held by it explain."""
 
     sms: Count
-    memory: Size
+    memory: Memory
     memory_bandwidth: Bandwidth
-    l2: Size
+    l2: Cache
     launch_latency: Seconds
     kernel_gap: Seconds
     peak: Mapping[str, Flops]
@@ -122,13 +124,15 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Nvlink:
-    """A GPU's fast links together (NVLink, Infinity Fabric), and how many GPUs they join. `efficiency` is the share
-    of the bandwidth that large transfers reach."""
+    """A GPU's fast links together (NVLink, Infinity Fabric), and how many GPUs they join: without `domain_gpus`, a
+    node's. `efficiency` is the share of the bandwidth that large transfers reach, `in_switch_efficiency` bytes/s of an
+    all-reduce that the switches add up (NVLS) over the bandwidth; 0 where they cannot."""
 
     bandwidth_per_direction: Bandwidth
     latency: Seconds
     efficiency: Ratio
     domain_gpus: Count
+    in_switch_efficiency: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ class Network:
     meet in no switch. `nodes_per_leaf` nodes share a rail's leaf switch. Oversubscription is a layer's capacity
     from below over that to above."""
 
-    nics_per_gpu: Positive
+    nics_per_gpu: Nics
     bandwidth_per_direction: Bandwidth
     efficiency: Ratio
     latency_same_leaf: Seconds
@@ -197,6 +201,15 @@ class Cluster:
     def assumed(self) -> dict[str, str]:
         """The numbers that no seen source gives, and why each was taken."""
         return {key: figure.source for key, figure in self.figures.items() if figure.assumed}
+
+    @property
+    def nodes_per_spine(self) -> int:
+        """Nodes that two layers of switches join without a core: a spine has as many ports as a leaf, each to a leaf of
+        one of its plane's rails (arXiv 2505.09343, table 3)."""
+        network = self.network
+        below = network.nodes_per_leaf * self.node.gpus * network.nics_per_gpu / network.rails
+        ports = below * (1 + 1 / network.leaf_oversubscription)
+        return max(network.nodes_per_leaf, int(network.nodes_per_leaf * ports * network.planes / network.rails))
 
     def rows(self) -> list[profile.Row]:
         """What `simpipe show hardware` prints."""
@@ -387,4 +400,7 @@ def _load(name: str) -> Cluster:
             why = f"nobody timed {format} here: the {like} curve at the peak of {compute}"
             for key, figure in [item for item in read.items() if item[0].startswith(f"gpu.{family}.{like}.")]:
                 read[own + key.rpartition(".")[2]] = figure._replace(source=why, assumed=True)
+    if "node.gpus" in read and "node.nvlink.domain_gpus" not in read:
+        gpus = read["node.gpus"]
+        read["node.nvlink.domain_gpus"] = gpus._replace(source=f"the GPUs of a node: {gpus.source}")
     return cast(Cluster, profile.build(PROFILES, path, description, read))

@@ -2,11 +2,16 @@
 
 Bytes are those that one GPU sends, in one direction; it receives as many. Everything is a pure function of the
 machine. NVLink joins the ranks of a node, here the ranks of a group in one NVLink domain; a NIC each joins the nodes.
+The ranks of a group are GPUs `apart` from each other, so on each node those of the same places: a rail joins them, and
+a leaf switch the rails of so many nodes. What goes further crosses the spine, and beyond its reach a core; both may be
+oversubscribed, which the GPUs below share.
 
-* A collective is a ring through all ranks, node by node; an all-reduce takes a tree over the nodes where that is
-  faster. Latency is a floor, a hop for every step, and what it costs to fill the pipeline: t chunks of the best size
-  make bytes/bandwidth = T last T + 2 sqrt(fill T). `size` is the whole buffer, as nccl-tests counts it: the output of
-  all-gather, the input of reduce-scatter, all that a rank sends and keeps in an all-to-all.
+* A collective is a ring through all ranks, node by node, so that of a leaf's nodes only the last sends to another leaf.
+  An all-reduce takes a tree over the nodes where that is faster; within one node the switches add up where they can
+  (NVLS), but not for a part of its GPUs: 4 of 8 H100 are measured as fast as a ring. Latency is a floor, a hop for
+  every step, and what it costs to fill the pipeline: t chunks of the best size make bytes/bandwidth = T last
+  T + 2 sqrt(fill T). `size` is the whole buffer, as nccl-tests counts it: the output of all-gather, the input of
+  reduce-scatter, all that a rank sends and keeps in an all-to-all.
 * An expert exchange sends a token once to each node that has experts of it, over the NIC to the rank with the
   sender's place there, which forwards it over NVLink to each rank that has some (DeepEP,
   github.com/deepseek-ai/DeepEP). Combine is the way back. A token's experts are its best under scores that are
@@ -32,10 +37,8 @@ FILL_BYTES = 2.0e6
 """Collectives, rounded from fits of nccl_intra_node.csv: seconds before the first byte, a ring's step as a share of
 NVLink's latency (which is end to end, software included; a step over the network takes all of the network's), and the
 bytes that fill the pipeline, at NVLink's bandwidth. Error from 64 MiB on, from 1 MiB, and below: 7, 12, 17 % on H100;
-6, 12, 23 % on A100, where it is mostly too short. Across nodes nothing was fitted."""
-
-IN_SWITCH_SHARE = 0.743
-"""All-reduce summed in the NVLink switch (NVLS): 274 of the 369 GB/s of NVLink (nccl_allreduce_8xH100.csv)."""
+6, 12, 23 % on A100, where it is mostly too short. All-reduces of 8 H100 in the switch: 1.9, 10, 4 %, of 4 by a ring:
+7, 19, 16 %. Across nodes nothing was fitted; 4 nodes of 8 B200 come out within 1 % from 1 GiB on, too fast below."""
 
 EXCHANGE_FLOOR = 22e-6
 NIC_SHARE, NVLINK_SHARE = 0.93, 0.82
@@ -53,12 +56,15 @@ nodes, whose dispatch takes twice as long there as here. An SM of another GPU is
 
 class Exchange(NamedTuple):
     """What one GPU's links have to do: seconds of `latency`, then bytes sent over each link, side by side, the two
-    together no faster than the `rate_limit` bytes/s that the kernel reaches with nothing beside it."""
+    together no faster than the `rate_limit` bytes/s that the kernel reaches with nothing beside it. leaf_bytes,
+    spine_bytes: of the network's, how many leave their leaf upwards, and how many the reach of a spine."""
 
     latency: float
     network_bytes: float
     nvlink_bytes: float
     rate_limit: float = math.inf
+    leaf_bytes: float = 0.0
+    spine_bytes: float = 0.0
 
 
 NOTHING = Exchange(0.0, 0.0, 0.0)
@@ -87,10 +93,34 @@ def nvlink_bandwidth(cluster: Cluster) -> float:
     return cluster.node.nvlink.bandwidth_per_direction * cluster.node.nvlink.efficiency
 
 
+def capacities(cluster: Cluster) -> dict[str, float]:
+    """Bytes/s per direction that a GPU has of each kind of link: layers of switches only where they are oversubscribed,
+    since else they never hold up what NICs let through."""
+    network, own = cluster.network, network_bandwidth(cluster)
+    found = {"nic": own, "nvlink": nvlink_bandwidth(cluster)}
+    if network.leaf_oversubscription > 1:
+        found["leaf"] = own / network.leaf_oversubscription
+    if network.spine_oversubscription > 1:
+        found["spine"] = own / (network.leaf_oversubscription * network.spine_oversubscription)
+    return found
+
+
+def link_bytes(exchange: Exchange) -> dict[str, float]:
+    """Bytes by kind of link, as `capacities` names them."""
+    _, network, nvlink, _, leaf, spine = exchange
+    return {"nic": network, "nvlink": nvlink, "leaf": leaf, "spine": spine}
+
+
 def seconds(cluster: Cluster, exchange: Exchange) -> float:
     """Time alone: NIC and NVLink parts are pipelined."""
     both = exchange.network_bytes + exchange.nvlink_bytes
-    return exchange.latency + max(_moving(cluster, *exchange[1:3]), both / exchange.rate_limit)
+    return exchange.latency + max(_moving(cluster, exchange), both / exchange.rate_limit)
+
+
+def behind(first: Exchange, second: Exchange) -> Exchange:
+    """One after the other, as one: latencies and bytes add up, and the slower kernel's rate holds."""
+    latency, network, nvlink, _, leaf, spine = (a + b for a, b in zip(first, second, strict=True))
+    return Exchange(latency, network, nvlink, min(first.rate_limit, second.rate_limit), leaf, spine)
 
 
 def dispatch(
@@ -103,15 +133,15 @@ def dispatch(
     node_limit: int | None,
     experts: int,
     sms: int,
-    ranks_per_node: int | None = None,
+    apart: int = 1,
 ) -> Exchange:
     """A GPU's `tokens` to their experts, elements of 1 byte with their scales; `sms` run the kernel.
 
-    `experts` are spread over `ep` ranks, at most `ranks_per_node` (by default all that fit) in an NVLink domain;
-    a token's are on at most `node_limit` nodes.
+    `experts` are spread over `ep` ranks; a token's are on at most `node_limit` nodes.
     """
-    spread = expert_spread(experts, topk, ep, ranks_per_node or cluster.node.nvlink.domain_gpus, node_limit)
-    return _expert_exchange(cluster, "dispatch", tokens, token_bytes(hidden, element_bytes), spread, sms)
+    group = _place(cluster, ep, apart)
+    spread = expert_spread(experts, topk, ep, group.on_node, node_limit)
+    return _expert_exchange(cluster, "dispatch", tokens, token_bytes(hidden, element_bytes), spread, group, sms)
 
 
 def combine(
@@ -124,11 +154,12 @@ def combine(
     node_limit: int | None,
     experts: int,
     sms: int,
-    ranks_per_node: int | None = None,
+    apart: int = 1,
 ) -> Exchange:
     """The experts' results back to a GPU's `tokens`, added up on each node; arguments as of `dispatch`."""
-    spread = expert_spread(experts, topk, ep, ranks_per_node or cluster.node.nvlink.domain_gpus, node_limit)
-    return _expert_exchange(cluster, "combine", tokens, token_bytes(hidden, element_bytes), spread, sms)
+    group = _place(cluster, ep, apart)
+    spread = expert_spread(experts, topk, ep, group.on_node, node_limit)
+    return _expert_exchange(cluster, "combine", tokens, token_bytes(hidden, element_bytes), spread, group, sms)
 
 
 def token_bytes(hidden: int, element_bytes: float) -> float:
@@ -179,8 +210,10 @@ def _on_one_node(nodes: int, each: int, topk: int, limit: int) -> dict[int, floa
     return counts
 
 
-def _expert_exchange(cluster: Cluster, way: str, tokens: float, payload: float, spread: Spread, sms: int) -> Exchange:
-    """`tokens` of `payload` bytes to, or from, everywhere that they have experts."""
+def _expert_exchange(
+    cluster: Cluster, way: str, tokens: float, payload: float, spread: Spread, group: _Group, sms: int
+) -> Exchange:
+    """`tokens` of `payload` bytes to, or from, everywhere that they have experts: nodes of a group, each as likely."""
     if not 1 <= sms <= cluster.gpu.sms:
         raise ClusterError(f"an exchange on {cluster.name} takes 1 to {cluster.gpu.sms} SMs, not {sms}")
     network, nvlink = tokens * payload * spread.other_nodes, tokens * payload * spread.other_ranks
@@ -189,84 +222,175 @@ def _expert_exchange(cluster: Cluster, way: str, tokens: float, payload: float, 
     latency = EXCHANGE_FLOOR + 2 * cluster.node.nvlink.latency
     rate = SM_RATE
     if network:
-        latency += 3 * cluster.network.latency_cross_leaf
+        latency += 3 * _across(cluster, float(group.nodes > group.leaf))
         rate = SM_RATE_ACROSS[way]
+    leaf, spine = network * _scattered(group.nodes, group.leaf), network * _scattered(group.nodes, group.spine)
     by_sms = sms * rate / (1 + sms / SM_HALF) * payload / (payload + COPY_BYTES)
-    alone = _moving(cluster, network / NIC_SHARE, nvlink / NVLINK_SHARE)
-    return Exchange(latency, network, nvlink, min(by_sms, (network + nvlink) / alone if alone else math.inf))
+    alone = _moving(cluster, Exchange(0.0, network / NIC_SHARE, nvlink / NVLINK_SHARE, math.inf, leaf, spine))
+    limit = min(by_sms, (network + nvlink) / alone if alone else math.inf)
+    return Exchange(latency, network, nvlink, limit, leaf, spine)
 
 
-def all_reduce(
-    cluster: Cluster, size: float, group: int, ranks_per_node: int | None = None, in_switch: bool = False
-) -> Exchange:
-    """Every rank gets the sum of all ranks' `size` bytes; `in_switch` if the NVLink switches can add (NVLS)."""
-    nodes, on_node = _nodes(group, ranks_per_node or cluster.node.nvlink.domain_gpus)
-    ways = [_ring(cluster, size, nodes, on_node, passes=2)]
-    if nodes > 1:
-        hops = (2 * (on_node - 1), 2 * math.ceil(math.log2(nodes)))
-        nvlink = 2 * size * (on_node - 1) / on_node
-        ways.append(_filled(cluster, hops, nodes, 2 * size / on_node, nvlink))
-    elif in_switch and group > 2:
-        rate = IN_SWITCH_SHARE * nvlink_bandwidth(cluster)
-        ways.append(_filled(cluster, (2 * (group - 1), 0), 1, 0.0, size)._replace(rate_limit=rate))
+def all_reduce(cluster: Cluster, size: float, group: int, apart: int = 1) -> Exchange:
+    """Every rank gets the sum of all ranks' `size` bytes."""
+    placed = _place(cluster, group, apart)
+    ways = [_ring(cluster, size, placed, passes=2)]
+    if placed.nodes > 1:
+        ways.append(_tree(cluster, size, placed))
+    elif cluster.node.nvlink.in_switch_efficiency and group >= max(3, cluster.node.gpus):
+        rate = cluster.node.nvlink.in_switch_efficiency * cluster.node.nvlink.bandwidth_per_direction
+        ways.append(_filled(cluster, 2 * (group - 1), 0.0, Exchange(0.0, 0.0, size, rate)))
     return min(ways, key=lambda way: seconds(cluster, way))
 
 
-def all_gather(cluster: Cluster, size: float, group: int, ranks_per_node: int | None = None) -> Exchange:
+def all_gather(cluster: Cluster, size: float, group: int, apart: int = 1) -> Exchange:
     """Every rank gets all of the `size` bytes, of which it has 1/group."""
-    return _ring(cluster, size, *_nodes(group, ranks_per_node or cluster.node.nvlink.domain_gpus), passes=1)
+    return _ring(cluster, size, _place(cluster, group, apart), passes=1)
 
 
-def reduce_scatter(cluster: Cluster, size: float, group: int, ranks_per_node: int | None = None) -> Exchange:
+def reduce_scatter(cluster: Cluster, size: float, group: int, apart: int = 1) -> Exchange:
     """Every rank gets its 1/group of the sum of all ranks' `size` bytes."""
-    return _ring(cluster, size, *_nodes(group, ranks_per_node or cluster.node.nvlink.domain_gpus), passes=1)
+    return _ring(cluster, size, _place(cluster, group, apart), passes=1)
 
 
-def all_to_all(cluster: Cluster, size: float, group: int, ranks_per_node: int | None = None) -> Exchange:
-    """Every rank sends each rank, itself included, its 1/group of `size` bytes."""
-    nodes, on_node = _nodes(group, ranks_per_node or cluster.node.nvlink.domain_gpus)
-    each = size / group
-    return _filled(cluster, (on_node > 1, nodes > 1), nodes, each * (group - on_node), each * (on_node - 1))
+def all_to_all(cluster: Cluster, size: float, group: int, apart: int = 1) -> Exchange:
+    """Every rank sends each rank, itself included, its 1/group of `size` bytes.
+
+    What goes to another place on another node changes rails: through the spine, or where rails are of several planes,
+    over NVLink first (PXN).
+    """
+    placed = _place(cluster, group, apart)
+    nodes, on_node, under_leaf, under_spine = placed
+    each, rails = size / group, min(on_node, cluster.network.rails)
+    network, nvlink = each * (group - on_node), each * (on_node - 1)
+    leaf, spine = network * _scattered(nodes, under_leaf), network * _scattered(nodes, under_spine)
+    changing = network * (rails - 1) / rails
+    if cluster.network.planes > 1:
+        nvlink += changing
+    else:
+        leaf = changing + leaf / rails
+    exchange = Exchange(0.0, network, nvlink, math.inf, leaf, spine)
+    across = _across(cluster, float(leaf > 0)) if nodes > 1 else 0.0
+    return _filled(cluster, int(on_node > 1), across, exchange)
 
 
-def broadcast(cluster: Cluster, size: float, group: int, ranks_per_node: int | None = None) -> Exchange:
+def broadcast(cluster: Cluster, size: float, group: int, apart: int = 1) -> Exchange:
     """Every rank gets one rank's `size` bytes; they are those of a rank in the ring's middle, which passes all on."""
-    nodes, on_node = _nodes(group, ranks_per_node or cluster.node.nvlink.domain_gpus)
-    across = size / on_node if nodes > 1 else 0.0
-    nvlink = size * (on_node - 1) / on_node if nodes > 1 else size
-    return _filled(cluster, (group - nodes, nodes - 1), nodes, across, nvlink) if group > 1 else NOTHING
-
-
-def point_to_point(cluster: Cluster, size: float, across_nodes: bool = True) -> Exchange:
-    """`size` bytes from a rank to another; across nodes through a spine switch."""
-    if across_nodes:
-        return _filled(cluster, (0, 1), cluster.network.nodes_per_leaf + 1, size, 0.0)
-    return _filled(cluster, (1, 0), 1, 0.0, size)
-
-
-def _ring(cluster: Cluster, size: float, nodes: int, on_node: int, passes: int) -> Exchange:
-    """`passes` times round the ranks less one step; a ring enters and leaves each node by another NIC."""
-    group = nodes * on_node
-    sent = passes * size * (group - 1) / group
-    steps = (passes * (group - nodes), passes * (nodes - 1))
-    across = sent / on_node if nodes > 1 else 0.0
-    return _filled(cluster, steps, nodes, across, sent - across if on_node > 1 else 0.0)
-
-
-def _filled(cluster: Cluster, steps: tuple[int, int], nodes: int, network: float, nvlink: float) -> Exchange:
-    """Bytes with the latency of NVLink and network `steps` and of filling the pipeline."""
-    if network + nvlink == 0:
+    if group == 1:
         return NOTHING
-    net = cluster.network
-    across = net.latency_same_leaf if nodes <= net.nodes_per_leaf else net.latency_cross_leaf
-    fill = math.sqrt(FILL_BYTES / nvlink_bandwidth(cluster) * _moving(cluster, network, nvlink))
-    hops = steps[0] * NVLINK_HOP * cluster.node.nvlink.latency + steps[1] * across
-    return Exchange(FLOOR + hops + 2 * fill, network, nvlink)
+    placed = _place(cluster, group, apart)
+    across = size / placed.on_node if placed.nodes > 1 else 0.0
+    nvlink = size * (placed.on_node - 1) / placed.on_node if placed.nodes > 1 else size
+    return _round(cluster, placed, (group - placed.nodes, placed.nodes - 1), across, nvlink)
 
 
-def _moving(cluster: Cluster, network: float, nvlink: float) -> float:
-    """Seconds of the slower of the two links."""
-    return max(network / network_bandwidth(cluster), nvlink / nvlink_bandwidth(cluster))
+def point_to_point(cluster: Cluster, size: float, source: int, target: int, width: int = 1) -> Exchange:
+    """`size` bytes from each of `width` GPUs, numbered from `source` on, to the GPU as far from `target` on.
+
+    Over NVLink where all of them are in one domain. Between different rails they take the spine, or where those are of
+    several planes, NVLink to the right rail first. The latency is of those that have it longest.
+    """
+    domain, network = cluster.node.nvlink.domain_gpus, cluster.network
+    each = math.gcd(domain, source, target)
+    pairs = [((gpu + source) // domain, (gpu + target) // domain) for gpu in range(0, width, each)]
+    if all(own == other for own, other in pairs):
+        return _filled(cluster, 1, 0.0, Exchange(0.0, 0.0, size))
+    leaf, spine = (
+        size * sum(own // under != other // under for own, other in pairs) / len(pairs) for under in _reach(cluster)
+    )
+    nvlink = 0.0
+    if _rail(cluster, source) != _rail(cluster, target):
+        nvlink, leaf = (size, leaf) if network.planes > 1 else (0.0, size)
+    exchange = Exchange(0.0, size, nvlink, math.inf, leaf, spine)
+    return _filled(cluster, int(nvlink > 0), _across(cluster, float(leaf > 0)), exchange)
+
+
+def _ring(cluster: Cluster, size: float, group: _Group, passes: int) -> Exchange:
+    """`passes` times round the ranks less one step; a ring enters and leaves each node by another NIC."""
+    ranks = group.nodes * group.on_node
+    sent = passes * size * (ranks - 1) / ranks
+    steps = (passes * (ranks - group.nodes), passes * (group.nodes - 1))
+    across = sent / group.on_node if group.nodes > 1 else 0.0
+    return _round(cluster, group, steps, across, sent - across if group.on_node > 1 else 0.0)
+
+
+def _round(cluster: Cluster, group: _Group, steps: tuple[int, int], network: float, nvlink: float) -> Exchange:
+    """Bytes passed on from node to node, of which one a leaf passes them to the next leaf."""
+    leaf, spine = _in_turn(group.nodes, group.leaf), _in_turn(group.nodes, group.spine)
+    exchange = Exchange(0.0, network, nvlink, math.inf, network * leaf, network * spine)
+    return _filled(cluster, steps[0], steps[1] * _across(cluster, leaf), exchange)
+
+
+def _tree(cluster: Cluster, size: float, group: _Group) -> Exchange:
+    """An all-reduce within nodes and up and down a tree over them, whose upper levels join leaves."""
+    levels, above = (math.ceil(math.log2(n)) for n in (group.nodes, math.ceil(group.nodes / group.leaf)))
+    across = 2 * (levels - above) * _across(cluster, 0.0) + 2 * above * _across(cluster, 1.0)
+    network, nvlink = 2 * size / group.on_node, 2 * size * (group.on_node - 1) / group.on_node
+    leaf, spine = _in_turn(group.nodes, group.leaf), _in_turn(group.nodes, group.spine)
+    exchange = Exchange(0.0, network, nvlink, math.inf, network * leaf, network * spine)
+    return _filled(cluster, 2 * (group.on_node - 1), across, exchange)
+
+
+def _filled(cluster: Cluster, hops: int, across: float, exchange: Exchange) -> Exchange:
+    """With the latency of NVLink `hops`, that of the network (`across`), and of filling the pipeline."""
+    if exchange.network_bytes + exchange.nvlink_bytes == 0:
+        return NOTHING
+    fill = math.sqrt(FILL_BYTES / nvlink_bandwidth(cluster) * _moving(cluster, exchange))
+    within = hops * NVLINK_HOP * cluster.node.nvlink.latency
+    return exchange._replace(latency=FLOOR + within + across + 2 * fill)
+
+
+def _across(cluster: Cluster, share: float) -> float:
+    """Latency of a hop between nodes, a share of which leave their leaf."""
+    network = cluster.network
+    return network.latency_same_leaf + share * (network.latency_cross_leaf - network.latency_same_leaf)
+
+
+def _moving(cluster: Cluster, exchange: Exchange) -> float:
+    """Seconds of the slowest link."""
+    moved = link_bytes(exchange)
+    return max(moved[kind] / capacity for kind, capacity in capacities(cluster).items())
+
+
+# Where the ranks of a group are.
+
+
+class _Group(NamedTuple):
+    """Nodes of a group, its ranks on each, and how many of its nodes a leaf and the reach of a spine hold."""
+
+    nodes: int
+    on_node: int
+    leaf: int
+    spine: int
+
+
+def _place(cluster: Cluster, ranks: int, apart: int) -> _Group:
+    """`ranks` GPUs, each so far from the next, evenly over nodes."""
+    domain = cluster.node.nvlink.domain_gpus
+    nodes, on_node = _nodes(ranks, max(1, domain // apart))
+    skipped = max(1, apart // domain)
+    return _Group(nodes, on_node, *(max(1, under // skipped) for under in _reach(cluster)))
+
+
+def _reach(cluster: Cluster) -> tuple[int, int]:
+    """NVLink domains under one leaf of a rail, and under the spines that join leaves."""
+    of_a_node = cluster.node.gpus / cluster.node.nvlink.domain_gpus
+    leaf = max(1, int(cluster.network.nodes_per_leaf * of_a_node))
+    return leaf, max(leaf, int(cluster.nodes_per_spine * of_a_node))
+
+
+def _rail(cluster: Cluster, gpu: int) -> int:
+    return gpu % cluster.node.gpus * cluster.network.rails // cluster.node.gpus
+
+
+def _in_turn(nodes: int, under: int) -> float:
+    """The share of the hops of a ring through nodes that leave a switch with so many of them under it."""
+    return math.ceil(nodes / under) / nodes if nodes > under else 0.0
+
+
+def _scattered(nodes: int, under: int) -> float:
+    """The share of pairs of nodes that are not under the same switch."""
+    return (nodes - under) / (nodes - 1) if nodes > under else 0.0
 
 
 def _nodes(group: int, ranks_per_node: int) -> tuple[int, int]:

@@ -30,10 +30,8 @@ from simpipe.simulator.program import KINDS, Kind, Program
 
 T = TypeVar("T")
 
-LINKS = ("nic_out", "nic_in", "nvlink_out", "nvlink_in", "kernel")
-"""A rank's links: its share of the node's NICs, its NVLink, and what the SMs of a communication kernel can move."""
-
-NICS, NVLINK, KERNEL = LINKS[:2], LINKS[2:4], LINKS[4:]
+KERNEL = "kernel"
+"""The link that stands for what the SMs of a communication kernel can move."""
 
 BUCKET_BYTES = 160e6
 """Gradients reduced at once: 40 million parameters in fp32, Megatron-LM's bucket."""
@@ -96,15 +94,33 @@ class ModelledCosts:
         return Plan(
             templates,
             template_of,
-            links=LINKS,
+            links=self.links,
             message_links=self.message_links,
             exchange="blocking" if self.stack.blocking_messages else "async",
         )
 
+    @cached_property
+    def links(self) -> tuple[str, ...]:
+        """A rank's links: its share of NICs, NVLink and oversubscribed switches each way, and a kernel's."""
+        kinds = collectives.capacities(self.cluster)
+        return (*(f"{kind}_{way}" for kind in kinds for way in ("out", "in")), KERNEL)
+
     @property
-    def message_links(self) -> tuple[str, str]:
-        """The links that a message leaves and arrives by."""
-        return ("nic_out", "nic_in") if self._across_nodes else ("nvlink_out", "nvlink_in")
+    def _message_kinds(self) -> tuple[str, ...]:
+        """The kinds of links that messages take: NVLink where a rank's GPUs do not fill a domain, or where they change
+        rails there."""
+        kinds = [*collectives.capacities(self.cluster)]
+        domain, gpus = self.cluster.node.nvlink.domain_gpus, self.cluster.node.gpus
+        if self.parallel.gpus <= domain:
+            return ("nvlink",)
+        inside = self._stage_gpus < domain or (self.cluster.network.planes > 1 and self._stage_gpus % gpus > 0)
+        return tuple(kind for kind in kinds if kind != "nvlink" or inside)
+
+    @property
+    def message_links(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The links that a message leaves by, and those it arrives by."""
+        kinds = self._message_kinds
+        return tuple(f"{kind}_out" for kind in kinds), tuple(f"{kind}_in" for kind in kinds)
 
     def fill(self, graph: Graph, numbers: Numbers) -> None:
         """Latency, work, weights, held and slowed of every task, and the links' capacities."""
@@ -122,8 +138,8 @@ class ModelledCosts:
 
     def capacities(self, program: Program) -> Floats:
         """(links,) of each rank's links; that of a communication kernel is 1, its weight the inverse of its limit."""
-        network, nvlink = collectives.network_bandwidth(self.cluster), collectives.nvlink_bandwidth(self.cluster)
-        return np.tile([network, network, nvlink, nvlink, 1.0], program.ranks)
+        each_way = np.repeat([*collectives.capacities(self.cluster).values()], 2)
+        return np.tile([*each_way, 1.0], program.ranks)
 
     def fill_outside(self, graph: Graph, numbers: Numbers, exchanges: list[Exchange]) -> None:
         """The numbers of messages, optimizer steps, and syncs, whose `exchanges` are in the order of their tasks."""
@@ -327,7 +343,7 @@ class ModelledCosts:
         """A slot's operations, and one that ends it on all streams that slots use."""
         laid, part = self._laid(key), -1 if len(key) == 2 else 0
         found = [
-            Operation(piece.step.name, piece.step.streams, piece.needs, piece.part, _links(piece.step))
+            Operation(piece.step.name, piece.step.streams, piece.needs, piece.part, self._links_of(piece.step))
             for piece in laid.pieces
         ]
         last = (len(found) - 1,) if found else ()
@@ -344,6 +360,9 @@ class ModelledCosts:
         host = ["host"] if self.stack.host.launch else []
         return tuple(dict.fromkeys(["compute", *(name for step in steps for name in step.streams), *host]))
 
+    def _links_of(self, step: Step) -> tuple[str, ...]:
+        return self.links if step.network_bytes or step.nvlink_bytes else ()
+
     def _pieces(self, key: SlotKey, tokens: Tokens) -> list[Piece]:
         """Those of the steps; of the host, which launches their kernels beside them; and of the end, with what the host
         waits there for messages."""
@@ -355,9 +374,8 @@ class ModelledCosts:
         return [*found, Piece(waits, 0.0, 0.0, 0.0, ())]
 
     def _piece(self, step: Step) -> Piece:
-        if _links(step):
-            exchange = Exchange(step.latency, step.network_bytes, step.nvlink_bytes, step.rate_limit)
-            return self._transfer(exchange, step.sms)
+        if self._links_of(step):
+            return self._transfer(step.exchange, step.sms)
         held = self.parallel.communication_sms / self.cluster.gpu.sms
         beside = step.beside * self.cluster.gpu.interference
         slowed = (1 - step.seconds / beside) / held if held and beside > step.seconds else 0.0
@@ -365,9 +383,9 @@ class ModelledCosts:
 
     def _transfer(self, exchange: Exchange, sms: int) -> Piece:
         """Work in bytes over all links together; each link's weight is its share of them."""
-        total = exchange.network_bytes + exchange.nvlink_bytes
-        network, nvlink = (part / total if total else 0.0 for part in exchange[1:3])
-        weights = (network, network, nvlink, nvlink, 1 / exchange.rate_limit)
+        total, moved = exchange.network_bytes + exchange.nvlink_bytes, collectives.link_bytes(exchange)
+        shares = [moved[kind] / total if total else 0.0 for kind in collectives.capacities(self.cluster)]
+        weights = (*(share for share in shares for _ in range(2)), 1 / exchange.rate_limit)
         return Piece(exchange.latency, total, sms / self.cluster.gpu.sms, 0.0, weights)
 
     def _fill_slots(self, graph: Graph, numbers: Numbers, first: Ints, pieces: list[Piece]) -> None:
@@ -381,12 +399,19 @@ class ModelledCosts:
             numbers.weight[graph.route.start[first + index] + np.array(link)] = weight
 
     def _fill_messages(self, graph: Graph, numbers: Numbers) -> None:
-        message = np.flatnonzero(graph.message)
-        length = self._tokens(graph.program)[graph.action[message]]
-        for tokens in np.unique(length).tolist():
-            sent = collectives.point_to_point(self.cluster, self._message_bytes(tokens), self._across_nodes)
-            numbers.latency[message[length == tokens]] = sent.latency
-            numbers.work[message[length == tokens]] = sent.network_bytes + sent.nvlink_bytes
+        """By the ranks at both ends and the micro-batch's length."""
+        program, message, kinds = graph.program, np.flatnonzero(graph.message), self._message_kinds
+        to, length = program.action_rank[graph.partner[message]], self._tokens(program)[graph.action[message]]
+        found, which = np.unique(np.stack([graph.rank[message], to, length], -1), axis=0, return_inverse=True)
+        sent = [self._between(source, target, self._message_bytes(n)) for source, target, n in found.tolist()]
+        most = np.array([max(exchange.network_bytes, exchange.nvlink_bytes) for exchange in sent])
+        moved = [collectives.link_bytes(exchange) for exchange in sent]
+        weights = np.array([[part[kind] for kind in kinds] for part in moved]).reshape(-1, len(kinds)) / most[:, None]
+        which = which.reshape(-1)
+        numbers.latency[message] = np.array([exchange.latency for exchange in sent])[which]
+        numbers.work[message] = most[which]
+        entries = graph.route.start[message][:, None] + np.arange(2 * len(kinds))
+        numbers.weight[entries] = np.tile(weights, 2)[which]
 
     def _fill_syncs(self, graph: Graph, numbers: Numbers, exchanges: list[Exchange]) -> None:
         for task, exchange in zip(np.flatnonzero(graph.word == SYNC).tolist(), exchanges, strict=True):
@@ -414,16 +439,21 @@ class ModelledCosts:
     def _stage_gpus(self) -> int:
         return self.parallel.gpus // self.parallel.ranks
 
-    @property
-    def _across_nodes(self) -> bool:
-        """Whether neighbouring stages are on different nodes; where only some are, all messages take the network."""
-        return self.parallel.gpus > self.cluster.node.nvlink.domain_gpus
-
     def _message_bytes(self, tokens: int) -> float:
         """A boundary activation or its gradient, bf16, on one GPU."""
         p = self.parallel.with_sequence(tokens)
         split = p.cp * (p.tp if p.sequence_parallel or self.stack.scattered_messages else 1)
         return 2.0 * p.tokens * self.model.hidden / split
+
+    def _between(self, source: int, target: int, size: float) -> Exchange:
+        """Bytes from each GPU of a rank to its like of another. Pipeline ranks are the outermost dimension: each has
+        consecutive GPUs, as Megatron-LM orders them."""
+        width = self._stage_gpus
+        key = ("between", source, target, size)
+        if key not in self._known:
+            sent = collectives.point_to_point(self.cluster, size, source * width, target * width, width)
+            self._known[key] = sent
+        return self._known[key]  # type: ignore[no-any-return]
 
     def _optimizer_seconds(self, program: Program, rank: int) -> float:
         """A memory-bound kernel reads and writes its shard of gradients, master weights and moments; then come the
@@ -446,7 +476,8 @@ class ModelledCosts:
                 found += self._gathers(program, rank, stage, ends)
                 found += self._reductions(program, rank, stage, ends)
         found.sort(key=lambda timed: timed.when)
-        return [(timed.sync, timed.exchange) for timed in found] + self._copies(program, ends)
+        found += self._copies(program, ends)
+        return [(timed.sync._replace(links=self.links), timed.exchange) for timed in found]
 
     def _gathers(self, program: Program, rank: int, stage: Stage, ends: Ends) -> list[_Timed]:
         """ZeRO 1 and 2: parameters once, layer by layer as the stage's first forward comes to them; before the rank's
@@ -508,10 +539,10 @@ class ModelledCosts:
         count = int(min(max(self._gradient_bytes(stage) // BUCKET_BYTES, 1), len(made)))
         return [(slot, made[(number + 1) * len(made) // count - 1]) for number in range(count)]
 
-    def _copies(self, program: Program, ends: Ends) -> list[tuple[Sync, Exchange]]:
+    def _copies(self, program: Program, ends: Ends) -> list[_Timed]:
         """Where two ranks hold a stage, they add up its gradients at the end: all of them without ZeRO, and with it
         each the half of the shard that it updates."""
-        p, found = self.parallel, []
+        p, found = self.parallel, list[_Timed]()
         for stage in self.stages(program):
             ranks = tuple(rank for rank, held in enumerate(program.placement) if stage.index in held)
             if len(ranks) < 2:
@@ -520,9 +551,9 @@ class ModelledCosts:
             size = self._gradient_bytes(stage)
             if p.zero:
                 size = p.gradient_bytes * (held.dense / (p.dp * p.cp) + held.experts / p.edp) / len(ranks)
-            exchange = collectives.point_to_point(self.cluster, size, self._across_nodes)
+            exchange = self._between(ranks[0], ranks[1], size)
             after = tuple((int(ends.last[rank, stage.index]), -1) for rank in ranks)
-            found += [(t.sync, t.exchange) for t in _sync("reduce copies", ranks, after, (), exchange, (0, 0, 0))]
+            found += _sync("reduce copies", ranks, after, (), exchange, (0, 0, 0))
         return found
 
     def _over_peers(self, program: Program, stage: Stage, way: Any, what: str, parts: int) -> Exchange:
@@ -536,11 +567,9 @@ class ModelledCosts:
         if what == "parameters":
             sizes = [held.dense_bytes, held.expert_bytes]
             copies = sum(stage.index in other for other in program.placement)
-        total = Exchange(0.0, 0.0, 0.0)
-        for size, group, stride in ((sizes[0], p.dp * p.cp, p.tp), (sizes[1], p.edp, p.ep * p.etp)):
-            near = max(1, min(group, self.cluster.node.nvlink.domain_gpus // stride))
-            done = way(self.cluster, size / parts, group * copies, near)
-            total = Exchange(*(a + b for a, b in zip(total[:3], done[:3], strict=True)))
+        total = collectives.NOTHING
+        for size, group, apart in ((sizes[0], p.dp * p.cp, p.tp), (sizes[1], p.edp, p.ep * p.etp)):
+            total = collectives.behind(total, way(self.cluster, size / parts, group * copies, apart))
         return total
 
     def _gradient_bytes(self, stage: Stage) -> float:
@@ -566,10 +595,6 @@ def _ends(program: Program) -> Ends:
     return Ends(first.reshape(shape), last.reshape(shape))
 
 
-def _links(step: Step) -> tuple[str, ...]:
-    return LINKS if step.network_bytes or step.nvlink_bytes else ()
-
-
 class _Timed(NamedTuple):
     """A sync with its exchange, and where it stands among those of its ranks."""
 
@@ -589,4 +614,4 @@ def _sync(
     """One on the data-parallel stream, unless it moves nothing."""
     if exchange.network_bytes + exchange.nvlink_bytes == 0:
         return []
-    return [_Timed(Sync(name, ranks, "data-parallel", after, before, LINKS), exchange, when)]
+    return [_Timed(Sync(name, ranks, "data-parallel", after, before), exchange, when)]

@@ -78,7 +78,7 @@ class Step(NamedTuple):
     phase: the part of the pass it stands in. seconds: on all SMs with nothing beside; beside: on those that a
     communication kernel leaves; both 0 where it moves bytes between GPUs. Bytes are those sent, per direction.
     latency: gaps before its kernels, and of a transfer. sms: those that a communication kernel holds. flops: of matrix
-    products. rate_limit: bytes/s that a communication kernel moves at most. kernels: those that compute.
+    products. kernels: those that compute. What moves bytes has the numbers of its Exchange.
     """
 
     name: str
@@ -93,6 +93,13 @@ class Step(NamedTuple):
     flops: float = 0.0
     rate_limit: float = math.inf
     kernels: tuple[Kernel, ...] = ()
+    leaf_bytes: float = 0.0
+    spine_bytes: float = 0.0
+
+    @property
+    def exchange(self) -> Exchange:
+        """What its bytes put on links."""
+        return Exchange(*(getattr(self, name) for name in Exchange._fields))
 
     @property
     def launches(self) -> int:
@@ -304,11 +311,7 @@ class _Share:
         return Step(name, phase, stream, seconds, beside, latency=gaps, flops=flops, kernels=kernels)
 
     def transfer(self, name: str, phase: str, exchange: Exchange, stream: str) -> Step:
-        sms = self.parallel.communication_sms
-        latency, network, nvlink, limit = exchange
-        return Step(
-            name, phase, stream, latency=latency, network_bytes=network, nvlink_bytes=nvlink, sms=sms, rate_limit=limit
-        )
+        return Step(name, phase, stream, sms=self.parallel.communication_sms, **exchange._asdict())
 
 
 # A Linear.
@@ -408,8 +411,7 @@ def _tensor(share: _Share, linear: Linear, phase: str, kind: str, width: int) ->
 def _collective(share: _Share, kind: str, name: str, phase: str, size: float, ranks: int, apart: int = 1) -> Step:
     """A collective of a group of ranks, `apart` from each other."""
     kinds = {"gather": collectives.all_gather, "scatter": collectives.reduce_scatter, "reduce": collectives.all_reduce}
-    near = max(1, min(ranks, share.cluster.node.nvlink.domain_gpus // apart))
-    return share.transfer(f"{name}.{kind}", phase, kinds[kind](share.cluster, size, ranks, near), "tensor-parallel")
+    return share.transfer(f"{name}.{kind}", phase, kinds[kind](share.cluster, size, ranks, apart), "tensor-parallel")
 
 
 # Attention between the projections.
@@ -550,7 +552,6 @@ def _exchange(share: _Share, name: str, back: bool) -> Iterator[Step]:
         return
     way, format = (collectives.combine, p.combine_format) if back else (collectives.dispatch, p.dispatch_format)
     limit = experts.groups_per_token if experts.groups_per_token < experts.groups else None
-    near = max(1, share.cluster.node.nvlink.domain_gpus // p.etp)
     exchange = way(
         share.cluster,
         share.routed * p.expert_imbalance,
@@ -561,7 +562,7 @@ def _exchange(share: _Share, name: str, back: bool) -> Iterator[Step]:
         limit,
         experts.routed,
         max(1, p.communication_sms),
-        near,
+        p.etp,
     )
     yield share.transfer(name, name, exchange, "expert-parallel")
 

@@ -20,22 +20,34 @@ from simpipe.simulator.errors import SimpipeError
 
 
 class Dimension(NamedTuple):
-    """Which values make sense, in words and as a test, and the units in SI; GB/s ends a key as `_gb_per_s`."""
+    """The values in SI that make sense, and the units, each in SI; GB/s ends a key as `_gb_per_s`."""
 
-    words: str
-    accepts: Callable[[float], bool]
+    least: float
+    most: float
     units: Mapping[str, float] = MappingProxyType({"": 1.0})
+    whole: bool = False
+
+    def accepts(self, value: float, unit: str) -> bool:
+        """Whether a number written in a unit makes sense."""
+        least, most = self._range(unit)
+        return least <= value <= most and (not self.whole or value == int(value))
+
+    def words(self, unit: str) -> str:
+        """What makes sense, in a unit."""
+        least, most = self._range(unit)
+        return f"{'a whole number ' * self.whole}from {least:g} to {most:g} {unit}".rstrip()
+
+    def _range(self, unit: str) -> tuple[float, float]:
+        return self.least / self.units[unit], self.most / self.units[unit]
 
 
-Count = Annotated[int, Dimension("a whole number of at least 1", lambda x: x >= 1 and x == int(x))]
-Ratio = Annotated[float, Dimension("more than 0 and at most 1", lambda x: 0 < x <= 1)]
-Share = Annotated[float, Dimension("between 0 and 1", lambda x: 0 <= x <= 1)]
-Factor = Annotated[float, Dimension("at least 1", lambda x: x >= 1)]
-AMOUNT, POSITIVE = Dimension("0 or more", lambda x: x >= 0), Dimension("more than 0", lambda x: x > 0)
-Amount = Annotated[float, AMOUNT]
-Positive = Annotated[float, POSITIVE]
-Seconds = Annotated[float, AMOUNT._replace(units={"us": 1e-6, "ns": 1e-9, "ms": 1e-3})]
-FLAG = Dimension("true or false", lambda x: x in (0, 1))
+Count = Annotated[int, Dimension(1, 1e6, whole=True)]
+Ratio = Annotated[float, Dimension(0.001, 1)]
+Share = Annotated[float, Dimension(0, 1)]
+Factor = Annotated[float, Dimension(1, 100)]
+Amount = Annotated[float, Dimension(0, 1e5)]
+Seconds = Annotated[float, Dimension(0, 0.1, {"us": 1e-6, "ns": 1e-9, "ms": 1e-3})]
+FLAG = Dimension(0, 1)
 Flag = Annotated[bool, FLAG]
 
 
@@ -148,14 +160,19 @@ def _read(kind: ProfileKind, path: Path, above: tuple[Path, ...]) -> tuple[str, 
         key, dimension, unit = _spellings(kind)[written]
         if isinstance(value, bool) != (dimension is FLAG) or not isinstance(value, int | float):
             raise error(f"{path}: {written} is {'true or false' if dimension is FLAG else 'a number'}, not {value!r}")
-        if not (abs(value) < 1e15 and dimension.accepts(value)):
-            raise error(f"{path}: {written} is {dimension.words}, not {value}")
+        if not dimension.accepts(value, unit):
+            raise error(f"{path}: {written} is {dimension.words(unit)}, not {_shown(value)}")
         if key in own:
             raise error(f"{path}: {key} is given twice, as {own[key]} and as {written}")
         own[key] = written
         shown = ("yes" if value else "no") if dimension is FLAG else f"{value:.15g} {unit}".rstrip()
         figures[key] = Figure(shown, value * dimension.units[unit], *said)
     return description, figures
+
+
+def _shown(value: float) -> str:
+    text = str(value)
+    return text if len(text) <= 30 else f"{text[:20]}... of {len(text)} digits"
 
 
 class _Said(NamedTuple):

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from simpipe.simulator import engines
-from simpipe.simulator.costs.collectives import Exchange
-from simpipe.simulator.costs.modelled import LINKS, ModelledCosts
+from simpipe.simulator.costs.collectives import Exchange, behind
+from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.graph import Graph
 from simpipe.simulator.kernels import Floats, Ints
 from simpipe.simulator.lower import apart, loads, structure
@@ -46,8 +46,8 @@ class SlotCosts:
     def plan(self, program: Program) -> Plan:
         """One task a slot; all else as the modelled step has it."""
         return Plan(
-            (WHOLE,), np.zeros(program.slots, np.int64), tuple(self.syncs), LINKS, self.costs.message_links,
-            barrier=True, optimizer=True,
+            (WHOLE,), np.zeros(program.slots, np.int64), tuple(self.syncs), self.costs.links,
+            self.costs.message_links, barrier=True, optimizer=True,
         )  # fmt: skip
 
     def fill(self, graph: Graph, numbers: Numbers) -> None:
@@ -156,8 +156,7 @@ def _merged(syncs: list[tuple[Sync, Exchange]]) -> dict[Sync, Exchange]:
         after, before = (tuple((slot, -1) for slot, _ in places) for places in (sync.after, sync.before))
         whole = sync._replace(after=after, before=before)
         if whole in found:
-            latency, network, nvlink = (a + b for a, b in zip(found[whole][:3], exchange[:3], strict=True))
-            exchange = Exchange(latency, network, nvlink, exchange.rate_limit)
+            exchange = behind(found[whole], exchange)
         found[whole] = exchange
     return found
 
