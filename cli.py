@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from simpipe.commands import calibration, experts, planning, running, showing
+from simpipe.commands import calibration, experts, inference, planning, running, showing
 from simpipe.simulator.errors import SimpipeError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("calibrate")(calibration.calibrate)
 app.command("batch")(planning.batch)
 app.command("schedule")(showing.show_schedule)
 app.command("moe")(experts.moe)
+app.command("kv")(inference.kv)
 app.add_typer(listing, name="list")
 listing.command("schedules")(showing.list_schedules)
 listing.command("models")(showing.list_models)

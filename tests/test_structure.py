@@ -53,6 +53,7 @@ LAYERS = [
     "simulator.planning.execution",
     "simulator.planning.jobs",
     "simulator.planning",
+    "simulator.inference",
     "simulator.experts.routing",
     "simulator.experts.balance",
     "simulator.experts.placement",

@@ -1,0 +1,36 @@
+"""kv: what attention caches, and what bounds decoding."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from simpipe.commands.options import Hardware, Json, ModelName, number, print_json
+from simpipe.simulator.errors import SimpipeError
+
+
+def kv(
+    model: ModelName = None,
+    hardware: Hardware = None,
+    batch: Annotated[int, number("Requests on each GPU, as two micro-batches of half as many. Default: 64.")] = 64,
+    context: Annotated[int, number("Tokens of each request. Default: 4096.")] = 4096,
+    ep: Annotated[int | None, number("GPUs that experts are spread over. Default: one expert a GPU.")] = None,
+    tp: Annotated[int, number("Tensor parallel size. Default: 1.")] = 1,
+    weights: Annotated[str, typer.Option(metavar="NAME", help="Format of weights: bf16, fp8 or fp8_block.")] = "fp8",
+    cache: Annotated[str, typer.Option(metavar="NAME", help="Format of the cache.")] = "bf16",
+    json: Json = False,
+) -> None:
+    """Show the KV cache of a model's attention beside MHA, GQA and MQA, and what bounds the time of a decoded token."""
+    from simpipe.simulator import inference
+    from simpipe.simulator.costs.cluster import load_cluster
+    from simpipe.simulator.costs.model import load_model
+    from simpipe.simulator.views import inference as views
+
+    if model is None:
+        raise SimpipeError("kv needs a model: give --model, as --model deepseek-v3")
+    shape, machine = load_model(model), load_cluster(hardware or "h800")
+    spread = ep or (shape.experts.routed if shape.experts else 1)
+    serving = inference.Serving(shape, machine, batch, context, spread, tp, weights, cache)
+    found = inference.caches(serving)
+    print_json([each.to_dict() for each in found]) if json else print("\n".join(views.text(serving, found)))
