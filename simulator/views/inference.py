@@ -41,8 +41,8 @@ def text(serving: Serving, found: list[Cache]) -> list[str]:
         "",
         *console.table(HEADER, rows),
         "",
-        "a token takes at least the longest of: weights and cache read from memory, products and attention computed, and",
-        "tokens sent to their experts and back; all at peak rates, each hidden behind the longest",
+        "A decoded token takes at least the longest of: weights and cache read from memory, products and attention",
+        "computed, tokens sent to their experts and back; all at peak rates, each hidden behind the longest.",
     ]
     return lines + (["! does not fit beside the weights"] if not all(cache.fits for cache in found) else [])
 
