@@ -86,6 +86,13 @@ Predict = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of what is drawn at random.")]
+Draws = Annotated[
+    int | None,
+    number(
+        "Runs of a modelled step with costs as far off as the profile's fits, for an interval of the step time. "
+        "Default: up to 200 where that takes about a second, else none."
+    ),
+]
 Engine = Annotated[str, typer.Option(metavar="NAME", help="auto, simpy (the readable reference) or compiled.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Outs = Annotated[

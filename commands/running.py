@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from simpipe.commands.options import (
     Chunks,
     CostsText,
     Cp,
+    Draws,
     Engine,
     Ep,
     File,
@@ -48,6 +49,7 @@ from simpipe.simulator.errors import CostsError, ParallelError, ScheduleError, S
 
 if TYPE_CHECKING:
     from simpipe.simulator.case import Case
+    from simpipe.simulator.trace import Trace
 
 
 def run(
@@ -73,6 +75,7 @@ def run(
     step: Step = None,
     worker: Worker = None,
     predict: Predict = None,
+    draws: Draws = None,
     seed: Seed = 0,
     engine: Engine = "auto",
     json: Json = False,
@@ -111,10 +114,32 @@ def run(
     if not json and not out:
         out = [f"{program.name}-{program.ranks}x{program.microbatches}.html"]
     written = [path for target in out or [] for path in views.write(trace, target, width)]
+    sure = uncertainty(trace, case, draws, seed)
     if json:
-        print_json(figures.to_dict())
+        print_json(figures.to_dict() | sure)
     else:
-        print("\n".join([*console.run(figures), *(f"wrote {path}" for path in written)]))
+        print("\n".join([*console.run(figures), *console.uncertainty(sure), *(f"wrote {path}" for path in written)]))
+
+
+def uncertainty(trace: Trace, case: Case, draws: int | None, seed: int) -> dict[str, Any]:
+    """How far off a modelled step may be, and which curves are used beyond their fits; nothing of given costs."""
+    from simpipe.simulator.costs.given import Costs
+
+    if isinstance(case.costs, Costs):
+        if draws is not None:
+            raise SimpipeError(
+                "--draws needs a model on a machine whose profile was fitted; given costs have no spread"
+            )
+        return {}
+    from simpipe.simulator import uncertainty
+
+    count = uncertainty.default_draws(trace) if draws is None else draws
+    found = uncertainty.interval(trace, case.costs, count, seed)
+    return {
+        "fitted": uncertainty.is_known(case.costs),
+        "step_time_interval_s": found and found._asdict(),
+        "extrapolated": uncertainty.extrapolated(trace, case.costs),
+    }
 
 
 def replay(

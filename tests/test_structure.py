@@ -38,6 +38,7 @@ LAYERS = [
     "simulator.bubbles",
     "simulator.summary",
     "simulator.efficiency",
+    "simulator.uncertainty",
     "simulator.costs.measured",
     "simulator.replay",
     "simulator.prediction",

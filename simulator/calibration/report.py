@@ -19,7 +19,7 @@ from simpipe.simulator.views.html import CONFIG, POLICY
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-MOST_DRAWN = 2000
+MOST_DRAWN = 600
 """Timings of a curve that are drawn."""
 
 
@@ -56,10 +56,10 @@ def draw_curve(curve: Curve) -> go.Figure:
             continue
         measured, predicted = curve.measured[chosen], curve.predicted[chosen]
         marker = {"color": colour, "size": 4, "opacity": 0.6}
-        figure.add_scattergl(
+        figure.add_scatter(
             x=measured, y=predicted, mode="markers", marker=marker, name=f"{label} ({rows.sum()})", row=1, col=1
         )
-        figure.add_scattergl(
+        figure.add_scatter(
             x=curve.problem.work[chosen], y=100 * (predicted / measured - 1), mode="markers", marker=marker,
             showlegend=False, row=1, col=2,
         )  # fmt: skip
@@ -90,7 +90,7 @@ def draw_slots(slots: Slots) -> go.Figure:
             figure.add_bar(
                 base=[1e3 * phase.start], x=[1e3 * (phase.end - phase.start)], y=[f"{side} {phase.stream}"],
                 orientation="h", text=[phase.name], textposition="inside", insidetextanchor="middle", textangle=0,
-                constraintext="none", marker={"color": COLOURS[letter], "line": {"color": "white", "width": 1}},
+                constraintext="inside", marker={"color": COLOURS[letter], "line": {"color": "white", "width": 1}},
                 hovertext=[f"{phase.name} {phase.layer}: {1e3 * phase.seconds:.3f} ms"], hoverinfo="text",
                 showlegend=False, cliponaxis=True,
             )  # fmt: skip
@@ -100,7 +100,7 @@ def draw_slots(slots: Slots) -> go.Figure:
     lanes = [f"{side} {stream}" for side in ("recorded", "simulated") for stream in ("compute", "expert-parallel")]
     figure.update_layout(
         title=title, height=340, barmode="overlay", template="simple_white", bargap=0.25,
-        uniformtext={"minsize": 8, "mode": "hide"},
+        uniformtext={"minsize": 9, "mode": "hide"},
         xaxis={"title": "ms"}, yaxis={"categoryorder": "array", "categoryarray": lanes[::-1]},
         margin={"l": 190, "r": 20, "t": 50, "b": 50},
     )  # fmt: skip

@@ -136,6 +136,13 @@ class ModelledCosts:
         self._slow_down(graph, numbers)
         numbers.capacity[:] = self.capacities(program)
 
+    def steps(self, graph: Graph) -> Iterator[tuple[Step, Ints]]:
+        """Each step of each kind of slot, and the tasks that are it."""
+        first = graph.slot_tasks.items[graph.slot_tasks.start[:-1]][: graph.program.slots]
+        for key, tokens, slots in self.alike(graph.program):
+            for number, piece in enumerate(self._laid(key, tokens).pieces):
+                yield piece.step, first[slots] + number
+
     def capacities(self, program: Program) -> Floats:
         """(links,) of each rank's links; that of a communication kernel is 1, its weight the inverse of its limit."""
         each_way = np.repeat([*collectives.capacities(self.cluster).values()], 2)

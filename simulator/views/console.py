@@ -62,6 +62,20 @@ def run(figures: Figures) -> list[str]:
     return lines
 
 
+def uncertainty(found: dict[str, Any]) -> list[str]:
+    """The interval of a modelled step, where its profile's fits give one, and what is used beyond them."""
+    if not found:
+        return []
+    interval, lines = found["step_time_interval_s"], list(found["extrapolated"])
+    if interval:
+        ends = f"{number(interval['low'])} to {number(interval['high'])} s"
+        of = f"{interval['level']:.0%} of {interval['draws']} draws from how far off the profile's fits are"
+        lines.insert(0, f"step time {ends} in {of}")
+    elif found["fitted"]:
+        lines.insert(0, "the profile's fits say how far off this may be: --draws 100 for an interval of the step time")
+    return lines
+
+
 def _efficiency(found: Efficiency, summary: Summary) -> list[str]:
     """Throughput, and each rank's memory at its peak by kind."""
     e = found
