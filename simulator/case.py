@@ -84,6 +84,7 @@ def given(schedule: str, ranks: int | None, microbatches: int | None, chunks: in
 
 def modelled(scenario: Scenario, program: Callable[..., Program] = schedules.program) -> Case:
     """The case that a scenario describes; `program` makes its order, or remembers it. Raises SimpipeError."""
+    from simpipe.simulator import balance
     from simpipe.simulator.costs.modelled import ModelledCosts
 
     loaded = scenario.load()
@@ -91,7 +92,7 @@ def modelled(scenario: Scenario, program: Callable[..., Program] = schedules.pro
     order = program(spec.name, parallel.ranks, parallel.microbatches, spec.chunks, **spec.options)
     speeds = tuple(scenario.stragglers.get(rank, 1.0) for rank in range(parallel.ranks))
     costs = ModelledCosts(loaded.model, loaded.cluster, parallel, speeds, scenario.lengths, loaded.stack)
-    return Case(spec.name, order, costs)
+    return Case(spec.name, order, balance.balanced(costs, order))
 
 
 def simulated(case: Case, engine: Engine = "auto") -> tuple[Trace, Figures]:

@@ -31,7 +31,10 @@ class RankMemory:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """A step's figures. Seconds, tokens, bytes; FLOP/s in TFLOP/s where the name says so. Per GPU where it says so."""
+    """A step's figures. Seconds, tokens, bytes; FLOP/s in TFLOP/s where the name says so. Per GPU where it says so.
+
+    stage_layers: layers of each stage.
+    """
 
     step_time_s: float
     tokens_per_s: float
@@ -47,6 +50,7 @@ class Efficiency:
     fits: bool
     exposed_communication_per_rank_s: list[float]
     memory_per_rank: list[RankMemory]
+    stage_layers: list[int]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and dictionaries, in the order of the fields."""
@@ -94,6 +98,7 @@ def efficiency(trace: Trace, costs: ModelledCosts, exposed: Floats | None = None
         fits=worst.peak_bytes <= cluster.gpu.memory,
         exposed_communication_per_rank_s=exposed.tolist(),
         memory_per_rank=per_rank,
+        stage_layers=[len(stage.layers) for stage in costs.stages(trace.program)],
     )
 
 

@@ -55,7 +55,7 @@ KEYS = {
     "ep": "GPUs that the experts of a layer are spread over; ep x etp divides gpus / ranks",
     "etp": "GPUs that one expert is split over",
     "zero": "ZeRO stage, 0 to 3",
-    "layers": "layers of each stage: even, a list, or a layout string as Et*3|(tt|)*29,m|L",
+    "layers": "layers of each stage: even, balanced (by work), a list, or a layout string as Et*3|(tt|)*29,m|L",
     "recompute": "list of what is not kept for the backward: full, selective or core, norms, mla_up, swiglu, mlp",
     "precision": "instead of the three formats below: bf16, fp8, or fp8_block",
     "compute_format": "number format of matrix products",

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from simpipe.simulator import case as cases
+from simpipe.simulator import slots
 from simpipe.simulator.costs.model import ModelError, load_model
-from simpipe.simulator.planning import evaluation, execution, jobs, slots, tables, template
+from simpipe.simulator.planning import evaluation, execution, jobs, tables, template
 from simpipe.simulator.planning.execution import Inline, Journal
 from simpipe.simulator.planning.tables import Sheet, TableError
 from simpipe.simulator.scenario import Scenario

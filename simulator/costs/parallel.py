@@ -64,10 +64,13 @@ def is_number(value: Any, least: float = 0.0) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= MAX_SIZE
 
 
+SPREADS = ("even", "balanced")
+
+
 def _is_stage_layers(value: Any) -> bool:
     if isinstance(value, tuple):
         return bool(value) and all(is_whole(count) and 0 <= count <= MAX_SIZE for count in value)
-    return isinstance(value, str) and (value == "even" or value.lstrip(" ,(").startswith("E"))
+    return isinstance(value, str) and (value in SPREADS or value.lstrip(" ,(").startswith("E"))
 
 
 Size = Annotated[int, whole(1)]
@@ -89,7 +92,7 @@ Recompute = Annotated[
 ]
 StageLayers = Annotated[
     str | tuple[int, ...],
-    Allowed("even, a list of counts as 3, 4, 4, 3, or a layout as Et*3|(tt|)*2,m|L", _is_stage_layers),
+    Allowed("even, balanced, a list of counts as 3, 4, 4, 3, or a layout as Et*3|(tt|)*2,m|L", _is_stage_layers),
 ]
 
 
@@ -142,7 +145,7 @@ class Parallel:
 
     def __post_init__(self) -> None:
         check_values(self, ParallelError)
-        if isinstance(self.stage_layers, str) and self.stage_layers != "even":
+        if isinstance(self.stage_layers, str) and self.stage_layers not in SPREADS:
             _layout(self.stage_layers)
         check_multiple("gpus", self.gpus, ranks=self.ranks, tp=self.tp, cp=self.cp)
         check_multiple("gpus / ranks", self.gpus // self.ranks, ep=self.ep, etp=self.etp)
@@ -287,14 +290,15 @@ def stages(model: Model, parallel: Parallel, count: int) -> tuple[Stage, ...]:
     """The model's layers over `count` stages, as `stage_layers` says.
 
     `even`: as evenly as possible; where layers are left over, the last stage (head, loss and MTP) goes without first,
-    then the first (embedding, and more micro-batches in flight), then the next. A tuple: layers of each stage. A
+    then the first (embedding, and more micro-batches in flight), then the next. `balanced` needs to know what layers
+    take, and is even until simulator/balance.py has replaced it. A tuple: layers of each stage. A
     layout string of Megatron: E embedding, t decoder layer, m MTP module, L loss with head; `|` ends a stage, `x*n`
     repeats, parentheses group, commas and blanks are read over. Without m, MTP is not trained.
 
     Raises ParallelError where stages, layers or modules are more or fewer than there are.
     """
     text = parallel.stage_layers
-    if isinstance(text, str) and text != "even":
+    if isinstance(text, str) and text not in SPREADS:
         return _placed(model, text, count)
     counts = _even(model, count) if isinstance(text, str) else text
     if len(counts) != count:

@@ -15,6 +15,7 @@ import numpy as np
 
 from simpipe import schedules
 from simpipe.simulator import case as cases
+from simpipe.simulator import slots
 from simpipe.simulator.case import Case
 from simpipe.simulator.costs.cluster import load_cluster
 from simpipe.simulator.costs.given import Costs
@@ -22,7 +23,6 @@ from simpipe.simulator.costs.model import SHAPE_KEYS
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.efficiency import GB, Efficiency, efficiency
 from simpipe.simulator.errors import SimpipeError
-from simpipe.simulator.planning import slots
 from simpipe.simulator.planning.tables import Row
 from simpipe.simulator.program import Program
 from simpipe.simulator.scenario import KEYS, Scenario

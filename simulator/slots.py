@@ -97,12 +97,16 @@ def slot_costs(program: Program, costs: ModelledCosts) -> SlotCosts:
     chosen, like = _kinds(program, costs)
     rank = program.slot_rank[chosen]
     some = _excerpt(program, chosen)
-    own = replace(costs, speeds=tuple(costs.speeds[r] for r in rank.tolist()) if costs.speeds else ())
-    graph, numbers = apart(some, _Alone(own))
-    start, end = engines.times(graph, numbers)
-    trace = Trace(graph, numbers, 0, start[0], end[0])
+    trace = alone(some, replace(costs, speeds=tuple(costs.speeds[r] for r in rank.tolist()) if costs.speeds else ()))
     seconds = trace.slot_end - trace.slot_start
     return SlotCosts(costs, seconds[like], trace.exposed_communication[like], _merged(costs.syncs(program)))
+
+
+def alone(program: Program, costs: ModelledCosts) -> Trace:
+    """The slots of a program, which need not be complete, with nothing between or beside the ranks' slots."""
+    graph, numbers = apart(program, _Alone(costs))
+    start, end = engines.times(graph, numbers)
+    return Trace(graph, numbers, 0, start[0], end[0])
 
 
 def _kinds(program: Program, costs: ModelledCosts) -> tuple[Ints, Ints]:
