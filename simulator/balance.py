@@ -69,8 +69,8 @@ def _seconds(costs: ModelledCosts) -> tuple[float, Floats, float]:
     pieces = model.layers + 2
     layout = "E|" + "t|" * model.layers + "m" * model.mtp_modules + "L"
     rows = [f"{piece}F0,{piece}B0" for piece in range(pieces)]
-    parallel = replace(costs.parallel, stage_layers=layout)
-    trace = alone(Program.from_csv("\n".join(rows)), replace(costs, parallel=parallel, speeds=(), lengths=(), _known={}))
+    spread = replace(costs, parallel=replace(costs.parallel, stage_layers=layout), speeds=(), lengths=(), _known={})
+    trace = alone(Program.from_csv("\n".join(rows)), spread)
     each = np.asarray(np.bincount(trace.program.slot_rank, trace.slot_end - trace.slot_start), float)
     return float(each[0]), each[1:-1], float(each[-1])
 
