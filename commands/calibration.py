@@ -49,9 +49,9 @@ def calibrate(
     from simpipe.simulator.files import atomic
     from simpipe.simulator.scenario import Scenario
 
-    for path in out or []:
-        if not path.lower().endswith((".toml", ".html")):
-            raise OutputError(f"{path}: its ending names no format; a profile is .toml, a report .html")
+    for text in out or []:
+        if not text.lower().endswith((".toml", ".html")):
+            raise OutputError(f"{text}: its ending names no format; a profile is .toml, a report .html")
     loaded = Scenario.read(scenario).load() if scenario else None
     found = calibrations.calibrate(sources, base, loaded, classes)
     for path in map(Path, out or []):
