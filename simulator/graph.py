@@ -21,7 +21,13 @@ from simpipe.simulator.errors import ProgramError
 from simpipe.simulator.kernels import Floats, Ints
 from simpipe.simulator.program import SHOWN, Program
 
-STREAMS = ("compute", "weight-gradient", "expert-parallel", "tensor-parallel", "pipeline", "data-parallel", "host")
+KERNEL_STREAMS = ("send", "forward", "receive")
+"""Streams inside an exchange kernel: what groups of its warps do (costs/exchange_kernels.py)."""
+
+STREAMS = (
+    *("compute", "weight-gradient", "expert-parallel", "tensor-parallel", "pipeline", "data-parallel", "host"),
+    *KERNEL_STREAMS,
+)
 """Streams a rank can have. Messages between ranks occupy none; views show them on `pipeline`."""
 
 WORDS = ("F", "I", "W", "B", "F&B", "activation", "gradient", "sync", "barrier", "optimizer")

@@ -65,6 +65,8 @@ KEYS = {
     "moment_bytes": "bytes of each of the optimizer's two moments: 1, 2 or 4",
     "gradient_bytes": "bytes of an accumulated gradient: 2 or 4",
     "communication_sms": "SMs that a dispatch or combine kernel holds",
+    "communication_warps": "how its tasks share warps: dynamic, by load, or static, in equal parts",
+    "communication_chunk": "tokens that one of its channels, two SMs, moves at once",
     "overlap": "whether slots other than F&B overlap within themselves: none or within-slot",
     "gradient_overlap": "true or false: gradient reductions run beside backwards",
     "gather_overlap": "true or false: parameter gathers run beside forwards",

@@ -55,6 +55,7 @@ Nics = Annotated[float, Dimension(0.01, 100)]
 Flops = Annotated[float, Dimension(1e9, 1e18, {"TFLOP/s": 1e12, "PFLOP/s": 1e15})]
 Memory = Annotated[float, Dimension(1e9, 1e14, _BYTES)]
 Cache = Annotated[float, Dimension(1e5, 1e11, _BYTES)]
+Overhead = Annotated[float, Dimension(0, 1e9, {"bytes": 1.0})]
 Bandwidth = Annotated[float, Dimension(1e6, 1e14, {"GB/s": 1e9, "TB/s": 1e12, "Gbit/s": 1e9 / 8})]
 Price = Annotated[float | None, Dimension(0, 1e5, {"USD/GPU-hour": 1.0})]
 
@@ -162,6 +163,33 @@ class Network:
     spine_oversubscription: Factor
 
 
+@dataclass(frozen=True)
+class ExchangeKernel:
+    """How expert dispatch and combine kernels move tokens: see costs/exchange_kernels.py.
+
+    A warp copies `warp_bandwidth` bytes/s, an SM runs `warps_per_sm` of them. What their instructions cost counts as
+    bytes: `copy_overhead` for each copy of a token, `token_overhead` for a dispatch's look at a token. Adding up takes
+    `sum_read` of a copy for each term and `sum_write` copies' bytes for the sum. A chunk costs each task
+    `chunk_overhead`, a kernel its floor, and `round_floor` more for each doubling of the nodes. The efficiencies are
+    shares of what large transfers reach on NIC and NVLink. Computation beside it is slowed as its share s of the L2
+    cache grows, by (1 - s)^-`l2_exponent`.
+    """
+
+    warps_per_sm: Count
+    warp_bandwidth: Bandwidth
+    copy_overhead: Overhead
+    token_overhead: Overhead
+    sum_read: Amount
+    sum_write: Amount
+    chunk_overhead: Seconds
+    dispatch_floor: Seconds
+    combine_floor: Seconds
+    round_floor: Seconds
+    network_efficiency: Ratio
+    nvlink_efficiency: Ratio
+    l2_exponent: Amount
+
+
 class Attention(NamedTuple):
     """Shape of an attention; causal queries are the last ones of the keys."""
 
@@ -190,6 +218,7 @@ class Cluster:
     gpu: Gpu
     node: Node
     network: Network
+    exchange: ExchangeKernel
     price: Price = None
 
     @property
@@ -403,4 +432,9 @@ def _load(name: str) -> Cluster:
     if "node.gpus" in read and "node.nvlink.domain_gpus" not in read:
         gpus = read["node.gpus"]
         read["node.nvlink.domain_gpus"] = gpus._replace(source=f"the GPUs of a node: {gpus.source}")
+    if not any(key.startswith("exchange.") for key in read):
+        why = "nobody timed dispatch and combine kernels here: an SM is taken to move as much as an H100's"
+        for key, figure in profile.read(PROFILES, "h100")[2].items():
+            if key.startswith("exchange."):
+                read[key] = figure._replace(source=why, assumed=True)
     return cast(Cluster, profile.build(PROFILES, path, description, read))

@@ -26,7 +26,9 @@ import math
 from functools import lru_cache
 from typing import NamedTuple
 
+from simpipe.simulator.costs import exchange_kernels
 from simpipe.simulator.costs.cluster import Cluster, ClusterError
+from simpipe.simulator.costs.exchange_kernels import KernelSetting, Spread, Way
 
 SCALE_BYTES = 4 / 128
 """fp8 carries an fp32 scale for every 128 elements (DeepSeek-V3, arXiv 2412.19437, section 3.3)."""
@@ -40,24 +42,12 @@ bytes that fill the pipeline, at NVLink's bandwidth. Error from 64 MiB on, from 
 6, 12, 23 % on A100, where it is mostly too short. All-reduces of 8 H100 in the switch: 1.9, 10, 4 %, of 4 by a ring:
 7, 19, 16 %. Across nodes nothing was fitted; 4 nodes of 8 B200 come out within 1 % from 1 GiB on, too fast below."""
 
-EXCHANGE_FLOOR = 22e-6
-NIC_SHARE, NVLINK_SHARE = 0.93, 0.82
-"""Expert exchange, set by hand where deepep_performance.csv (H800) and both H100 files stop gaining from SMs: seconds
-of a kernel without tokens beside two NVLink and three network latencies, and what share its kernels reach of what large
-transfers do. On H800, 4,096 tokens, EP 8 to 64, DeepEP's current release: error 3.5 % (its first release: 10.9 %)."""
-
-SM_RATE, SM_HALF, COPY_BYTES = 20.1e9, 112, 1800
-SM_RATE_ACROSS = {"dispatch": 17.9e9, "combine": 12.7e9}
-"""n SMs move n rate / (1 + n / half) bytes/s, NIC and NVLink together, of tokens that each take as long as so many
-bytes more. Across nodes they also forward and, in combine, add up. Fitted on both H100 files, 1, 2 and 4 nodes, 4 to
-24 SMs, from 512 tokens on: error 11 % (dispatch) and 17 % (combine) on one node, 6 % on 2 and 4; left out are 8
-nodes, whose dispatch takes twice as long there as here. An SM of another GPU is taken to move as much."""
-
 
 class Exchange(NamedTuple):
     """What one GPU's links have to do: seconds of `latency`, then bytes sent over each link, side by side, the two
     together no faster than the `rate_limit` bytes/s that the kernel reaches with nothing beside it. leaf_bytes,
-    spine_bytes: of the network's, how many leave their leaf upwards, and how many the reach of a spine."""
+    spine_bytes: of the network's, how many leave their leaf upwards, and how many the reach of a spine. cache_share: of
+    the L2 cache, what its chunks fill on their way."""
 
     latency: float
     network_bytes: float
@@ -65,21 +55,10 @@ class Exchange(NamedTuple):
     rate_limit: float = math.inf
     leaf_bytes: float = 0.0
     spine_bytes: float = 0.0
+    cache_share: float = 0.0
 
 
 NOTHING = Exchange(0.0, 0.0, 0.0)
-
-
-class Spread(NamedTuple):
-    """Where a token's experts are, on average: distinct nodes and ranks, and those of them that are not its own.
-
-    A rank on another node counts as own if it has the sender's place there: the token comes to it over the NIC.
-    """
-
-    nodes: float
-    ranks: float
-    other_nodes: float
-    other_ranks: float
 
 
 def network_bandwidth(cluster: Cluster) -> float:
@@ -107,7 +86,7 @@ def capacities(cluster: Cluster) -> dict[str, float]:
 
 def link_bytes(exchange: Exchange) -> dict[str, float]:
     """Bytes by kind of link, as `capacities` names them."""
-    _, network, nvlink, _, leaf, spine = exchange
+    _, network, nvlink, _, leaf, spine, _ = exchange
     return {"nic": network, "nvlink": nvlink, "leaf": leaf, "spine": spine}
 
 
@@ -119,7 +98,7 @@ def seconds(cluster: Cluster, exchange: Exchange) -> float:
 
 def behind(first: Exchange, second: Exchange) -> Exchange:
     """One after the other, as one: latencies and bytes add up, and the slower kernel's rate holds."""
-    latency, network, nvlink, _, leaf, spine = (a + b for a, b in zip(first, second, strict=True))
+    latency, network, nvlink, _, leaf, spine, _ = (a + b for a, b in zip(first, second, strict=True))
     return Exchange(latency, network, nvlink, min(first.rate_limit, second.rate_limit), leaf, spine)
 
 
@@ -132,16 +111,16 @@ def dispatch(
     ep: int,
     node_limit: int | None,
     experts: int,
-    sms: int,
+    kernel: KernelSetting,
     apart: int = 1,
 ) -> Exchange:
-    """A GPU's `tokens` to their experts, elements of 1 byte with their scales; `sms` run the kernel.
+    """A GPU's `tokens` to their experts, elements of 1 byte with their scales, by a kernel set so.
 
     `experts` are spread over `ep` ranks; a token's are on at most `node_limit` nodes.
     """
-    group = _place(cluster, ep, apart)
+    group, payload = _place(cluster, ep, apart), token_bytes(hidden, element_bytes)
     spread = expert_spread(experts, topk, ep, group.on_node, node_limit)
-    return _expert_exchange(cluster, "dispatch", tokens, token_bytes(hidden, element_bytes), spread, group, sms)
+    return _expert_exchange(cluster, "dispatch", tokens, payload, spread, group, kernel)
 
 
 def combine(
@@ -153,13 +132,13 @@ def combine(
     ep: int,
     node_limit: int | None,
     experts: int,
-    sms: int,
+    kernel: KernelSetting,
     apart: int = 1,
 ) -> Exchange:
     """The experts' results back to a GPU's `tokens`, added up on each node; arguments as of `dispatch`."""
-    group = _place(cluster, ep, apart)
+    group, payload = _place(cluster, ep, apart), token_bytes(hidden, element_bytes)
     spread = expert_spread(experts, topk, ep, group.on_node, node_limit)
-    return _expert_exchange(cluster, "combine", tokens, token_bytes(hidden, element_bytes), spread, group, sms)
+    return _expert_exchange(cluster, "combine", tokens, payload, spread, group, kernel)
 
 
 def token_bytes(hidden: int, element_bytes: float) -> float:
@@ -211,24 +190,26 @@ def _on_one_node(nodes: int, each: int, topk: int, limit: int) -> dict[int, floa
 
 
 def _expert_exchange(
-    cluster: Cluster, way: str, tokens: float, payload: float, spread: Spread, group: _Group, sms: int
+    cluster: Cluster, way: Way, tokens: float, payload: float, spread: Spread, group: _Group, setting: KernelSetting
 ) -> Exchange:
-    """`tokens` of `payload` bytes to, or from, everywhere that they have experts: nodes of a group, each as likely."""
-    if not 1 <= sms <= cluster.gpu.sms:
-        raise ClusterError(f"an exchange on {cluster.name} takes 1 to {cluster.gpu.sms} SMs, not {sms}")
+    """`tokens` of `payload` bytes to, or from, everywhere that they have experts: nodes of a group, each as likely.
+
+    What lies above the NICs holds the kernel up as slower NICs would.
+    """
+    if not 1 <= setting.sms <= cluster.gpu.sms:
+        raise ClusterError(f"an exchange on {cluster.name} takes 1 to {cluster.gpu.sms} SMs, not {setting.sms}")
     network, nvlink = tokens * payload * spread.other_nodes, tokens * payload * spread.other_ranks
     if network + nvlink == 0:
         return NOTHING
-    latency = EXCHANGE_FLOOR + 2 * cluster.node.nvlink.latency
-    rate = SM_RATE
-    if network:
-        latency += 3 * _across(cluster, float(group.nodes > group.leaf))
-        rate = SM_RATE_ACROSS[way]
     leaf, spine = network * _scattered(group.nodes, group.leaf), network * _scattered(group.nodes, group.spine)
-    by_sms = sms * rate / (1 + sms / SM_HALF) * payload / (payload + COPY_BYTES)
-    alone = _moving(cluster, Exchange(0.0, network / NIC_SHARE, nvlink / NVLINK_SHARE, math.inf, leaf, spine))
-    limit = min(by_sms, (network + nvlink) / alone if alone else math.inf)
-    return Exchange(latency, network, nvlink, limit, leaf, spine)
+    crossing = _moving(cluster, Exchange(0.0, network, 0.0, math.inf, leaf, spine))
+    links = network / crossing if crossing else math.inf, nvlink_bandwidth(cluster)
+    run = exchange_kernels.run(cluster.exchange, way, links, tokens, payload, spread, setting)
+    latency = exchange_kernels.floor(cluster.exchange, way, group.nodes)
+    if group.nodes > group.leaf:  # the floor was timed within one
+        latency += cluster.network.latency_cross_leaf - cluster.network.latency_same_leaf
+    rate = (network + nvlink) / exchange_kernels.seconds(run)
+    return Exchange(latency, network, nvlink, rate, leaf, spine, exchange_kernels.cache_share(run, cluster.gpu.l2))
 
 
 def all_reduce(cluster: Cluster, size: float, group: int, apart: int = 1) -> Exchange:

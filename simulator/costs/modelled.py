@@ -389,11 +389,15 @@ class ModelledCosts:
         return Piece(step.latency, step.seconds, 0.0, slowed, ())
 
     def _transfer(self, exchange: Exchange, sms: int) -> Piece:
-        """Work in bytes over all links together; each link's weight is its share of them."""
+        """Work in bytes over all links together; each link's weight is its share of them.
+
+        What it fills of the L2 cache slows what computes beside it, as if it held more SMs.
+        """
         total, moved = exchange.network_bytes + exchange.nvlink_bytes, collectives.link_bytes(exchange)
         shares = [moved[kind] / total if total else 0.0 for kind in collectives.capacities(self.cluster)]
         weights = (*(share for share in shares for _ in range(2)), 1 / exchange.rate_limit)
-        return Piece(exchange.latency, total, sms / self.cluster.gpu.sms, 0.0, weights)
+        left = (1 - sms / self.cluster.gpu.sms) * (1 - exchange.cache_share) ** self.cluster.exchange.l2_exponent
+        return Piece(exchange.latency, total, 1 - left, 0.0, weights)
 
     def _fill_slots(self, graph: Graph, numbers: Numbers, first: Ints, pieces: list[Piece]) -> None:
         """The tasks of all slots of one kind; `first` is a column of each one's first task."""

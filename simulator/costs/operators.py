@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from simpipe.simulator.costs import collectives
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Attention, Cluster
 from simpipe.simulator.costs.collectives import Exchange
+from simpipe.simulator.costs.exchange_kernels import KernelSetting
 from simpipe.simulator.costs.model import (
     Activation,
     Core,
@@ -92,19 +93,20 @@ class Step(NamedTuple):
     sms: int = 0
     flops: float = 0.0
     rate_limit: float = math.inf
+    cache_share: float = 0.0
     kernels: tuple[Kernel, ...] = ()
     leaf_bytes: float = 0.0
     spine_bytes: float = 0.0
 
     @property
-    def exchange(self) -> Exchange:
-        """What its bytes put on links."""
-        return Exchange(*(getattr(self, name) for name in Exchange._fields))
-
-    @property
     def launches(self) -> int:
         """Kernels that the host launches; a transfer is one."""
         return len(self.kernels) or 1
+
+    @property
+    def exchange(self) -> Exchange:
+        """What its bytes put on links."""
+        return Exchange(*(getattr(self, name) for name in Exchange._fields))
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -561,7 +563,7 @@ def _exchange(share: _Share, name: str, back: bool) -> Iterator[Step]:
         p.ep,
         limit,
         experts.routed,
-        max(1, p.communication_sms),
+        KernelSetting(p.communication_sms, p.communication_warps, p.communication_chunk),
         p.etp,
     )
     yield share.transfer(name, name, exchange, "expert-parallel")

@@ -107,6 +107,8 @@ class Parallel:
     compute_format, dispatch_format, combine_format: number formats of matrix products and of the expert exchanges.
     master_bytes: of a parameter's master copy, 0 without one. moment_bytes: of each of the optimizer's two moments.
     gradient_bytes: of an accumulated gradient. communication_sms: SMs that an expert exchange holds.
+    communication_warps: how the tasks of its kernels share warps. communication_chunk: tokens that one of its channels
+    moves at once.
     overlap: whether slots other than F&B overlap within themselves. gradient_overlap, gather_overlap: whether
     reductions of gradients run beside backwards, and gathers of parameters beside forwards.
     sequence_parallel: whether norms split the sequence over the tensor parallel GPUs.
@@ -135,6 +137,8 @@ class Parallel:
     moment_bytes: Annotated[int, one_of(1, 2, 4)] = 4
     gradient_bytes: Annotated[int, one_of(2, 4)] = 4
     communication_sms: Annotated[int, whole(1)] = 20
+    communication_warps: Annotated[str, one_of("dynamic", "static")] = "dynamic"
+    communication_chunk: Annotated[int, whole(1)] = 8
     overlap: Annotated[str, one_of("none", "within-slot")] = "none"
     gradient_overlap: Switch = True
     gather_overlap: Switch = True
