@@ -73,6 +73,26 @@ def find(trace: Trace, least: float = INTERVAL) -> Bubbles:
     return Bubbles(rank, start, end, slot, ended_by, causes, in_flight)
 
 
+def critical_seconds(trace: Trace, found: Bubbles) -> Floats:
+    """(bubbles,) seconds of each in which what it waits for is on the critical path.
+
+    What it waits for is the chain of last-arriving inputs, from the task that ends it back to where the bubble starts.
+    A chain that has come to the critical path stays on it. Shortening the rest of the bubble would not shorten the run.
+    """
+    critical = np.zeros(trace.graph.tasks, bool)
+    critical[trace.critical_path] = True
+    reached = np.full(len(found.rank), -np.inf)
+    chain = found.ended_by.copy()
+    going = np.flatnonzero(chain >= 0)
+    while len(going):
+        tasks = chain[going]
+        reached[going[critical[tasks]]] = trace.end[tasks[critical[tasks]]]
+        going = going[~critical[tasks] & (trace.end[tasks] > found.start[going])]
+        chain[going] = trace.last_inputs(chain[going])
+        going = going[chain[going] >= 0]
+    return np.asarray(np.clip(reached, found.start, found.end) - found.start, float)
+
+
 def longest(trace: Trace, most: int) -> list[dict[str, Any]]:
     """The longest bubbles, the earlier first where they tie: where each is, what ends it, and its seconds by cause."""
     found = find(trace)

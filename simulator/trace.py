@@ -34,7 +34,7 @@ def simulate_all(program: Program, costs: Sequence[StepCosts], engine: Engine = 
     """Run a program once with each of the costs, over one Graph."""
     graph, loads = lower(program, *costs)
     start, end = engines.times(graph, loads, engine)
-    return [Trace(graph, loads, row, start[row], end[row]) for row in range(loads.rows)]
+    return [Trace(graph, loads, row, start[row], end[row], costs[row]) for row in range(loads.rows)]
 
 
 class Levels(NamedTuple):
@@ -46,13 +46,17 @@ class Levels(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """A run: its graph, the row of loads it was run with, and (tasks,) start and end in seconds."""
+    """A run: its graph, the row of loads it was run with, and (tasks,) start and end in seconds.
+
+    costs: those that the loads are of, where they are known.
+    """
 
     graph: Graph
     loads: Loads
     row: int
     start: Floats
     end: Floats
+    costs: StepCosts | None = None
 
     def __repr__(self) -> str:
         return f"<Trace of {self.program!r}: {self.graph.tasks} tasks, makespan {self.makespan:g} s>"
@@ -91,19 +95,21 @@ class Trace:
         return np.asarray(np.maximum.reduceat(self.end[tasks.items], tasks.start[:-1]), float)
 
     @cached_property
-    def exposed_communication(self) -> Floats:
-        """(ranks,) seconds inside slots in which the compute stream does nothing: what computation does not hide.
+    def slot_exposed(self) -> Floats:
+        """(slots,) seconds of each slot in which the compute stream does nothing: what computation does not hide.
 
         Time in which a slot waits for its host alone is not in it: see `launch_bound`.
         """
         graph = self.graph
-        slot_time = np.bincount(graph.slot_rank, self.slot_end - self.slot_start, graph.ranks)
-        entry = np.flatnonzero(graph.stream_name[graph.streams.items] == STREAMS.index("compute"))
-        tasks = graph.streams.keys[entry]
-        entry, tasks = entry[graph.slot[tasks] >= 0], tasks[graph.slot[tasks] >= 0]
-        ranks = graph.stream_rank[graph.streams.items[entry]]
-        busy = np.bincount(ranks, self.end[tasks] - self.start[tasks], graph.ranks)
-        exposed = slot_time - busy - np.bincount(graph.slot_rank, self.launch_bound, graph.ranks)
+        tasks = graph.streams.keys[graph.stream_name[graph.streams.items] == STREAMS.index("compute")]
+        tasks = tasks[graph.slot[tasks] >= 0]
+        busy = np.bincount(graph.slot[tasks], self.end[tasks] - self.start[tasks], len(graph.slot_rank))
+        return np.asarray(self.slot_end - self.slot_start - busy - self.launch_bound, float)
+
+    @cached_property
+    def exposed_communication(self) -> Floats:
+        """(ranks,) the same of all slots of a rank."""
+        exposed = np.bincount(self.graph.slot_rank, self.slot_exposed, self.graph.ranks)
         return np.asarray(np.where(exposed > INTERVAL * self.makespan, exposed, 0.0), float)
 
     @cached_property

@@ -144,6 +144,11 @@ class Costs:
             seconds[pairs] = _at("FB", self.FB, program, forward)
         return seconds
 
+    def tables(self, program: Program) -> dict[str, Floats]:
+        """The seconds of each kind that is given, F, I, W, B and FB: (stages, 1), or (stages, micro-batches)."""
+        given = {name: getattr(self, name) for name in ("F", "I", "W", "B", "FB")}
+        return {name: _table(name, cost, program) for name, cost in given.items() if cost is not None}
+
     def activation(self, program: Program) -> Floats:
         """(actions,) bytes that each F keeps; 0 for other actions."""
         kept = np.zeros(len(program.kind))
@@ -245,15 +250,22 @@ def _costs_of(given: dict[str, Any], source: str) -> Costs:
 
 def _at(name: str, cost: Cost, program: Program, actions: Ints) -> Floats:
     """The cost of each of some actions: a number's share, or looked up by stage and micro-batch."""
+    table = _table(name, cost, program)
+    column = program.microbatch[actions] if table.shape[1] > 1 else 0
+    return np.asarray(table[program.stage[actions], column], float)
+
+
+def _table(name: str, cost: Cost, program: Program) -> Floats:
+    """A cost by stage and, where it is given so, micro-batch: (stages, 1 or micro-batches)."""
     table = np.asarray(cost, float)
     if table.ndim < 2:
-        return _per_stage(name, table, program, program.ranks / program.stages)[program.stage[actions]]
+        return _per_stage(name, table, program, program.ranks / program.stages)[:, None]
     if table.shape != (program.stages, program.microbatches):
         raise CostsError(
             f"cost {name} is for {table.shape[0]} stages x {table.shape[1]} micro-batches; "
             f"the program has {program.stages} x {program.microbatches}"
         )
-    return np.asarray(table[program.stage[actions], program.microbatch[actions]], float)
+    return table
 
 
 def _per_stage(name: str, cost: Any, program: Program, share: float) -> Floats:

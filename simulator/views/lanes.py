@@ -127,11 +127,15 @@ def _changes(rank: Ints, time: Floats, value: Floats) -> Steps:
 
 
 def title(trace: Trace, name: str | None = None) -> str:
-    """The run in a few words; the schedule's name is the user's, so it is cut short and made printable."""
+    """The run in a few words."""
     program = trace.program
-    name = "".join(letter if letter.isprintable() else "?" for letter in name or program.name)
-    name = (name if len(name) <= 60 else name[:59] + "…") or "schedule"
-    return f"{name}: {program.ranks} ranks, {program.microbatches} micro-batches"
+    return f"{printable(name or program.name)}: {program.ranks} ranks, {program.microbatches} micro-batches"
+
+
+def printable(name: str) -> str:
+    """A schedule's name is the user's, so it is cut short and made printable."""
+    name = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return (name if len(name) <= 60 else name[:59] + "…") or "schedule"
 
 
 def number(value: float) -> str:

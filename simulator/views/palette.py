@@ -58,6 +58,9 @@ FAMILIES = {
 PASSES = {"F": "forward", "I": "backward for input", "W": "backward for weights"}
 """What a legend calls the passes of an operation; those for weights are hatched."""
 
+EXPOSED = "#DDDDDD"
+"""Fill of communication inside slots that computation does not hide."""
+
 INK = "#1B1B1B"
 """Text, and the border that encloses an overlapped F&B."""
 
