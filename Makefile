@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: run test lint clean
+.PHONY: run test lint frontend clean
 
 run: $(VENV)/.installed  ## install, then simulate the headline case
 	$(VENV)/bin/simpipe run --schedule dualpipe --ranks 8 --microbatches 20
@@ -24,6 +24,9 @@ $(VENV)/.installed-test: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@ $(VENV)/.installed
+
+frontend:  ## with Node.js: check the page's sources, and that they build what simulator/views/page holds
+	cd frontend && npm ci --silent --no-audit --no-fund && npm run --silent check
 
 clean:
 	rm -rf $(VENV)

@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+SUFFIXES = (".py", ".toml", ".html", ".js", ".css")
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_module_and_profile_is_in_the_wheel(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     folders = ("simulator", "schedules", "commands", "hardware_profiles", "model_profiles")
-    wanted = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".toml")]
+    wanted = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
     wanted += [ROOT / name for name in ("__init__.py", "__main__.py", "cli.py", "py.typed")]
     assert {f"simpipe/{path.relative_to(ROOT)}" for path in wanted} - inside == set()
 

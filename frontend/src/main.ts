@@ -6,6 +6,7 @@ import { AXIS, type Layout, layoutOf, rowAt, rowOf, timeAt, xOf } from "./layout
 import { drawLinks, drawMemory, memoryTold, PANEL } from "./panels";
 import { bubbleAt, CAUSES, linksOf, PAIR, type Run, runsOf, slotAt } from "./run";
 import { barOf, draw, type Scene } from "./scene";
+import { type Shares, sharesOf, sumsOf } from "./shares";
 import { CanvasSurface, type Surface, SvgSurface } from "./surface";
 import { type Theme, themeOf } from "./theme";
 import { fromFragment, initial, type Target, toFragment, type View } from "./view";
@@ -663,6 +664,11 @@ class Timeline {
   }
 
   // For tests, and whoever opens the console.
+
+  /** Shares of equal parts of [from, to] of a rank, as lanes too dense for blocks are drawn. */
+  shares(run: number, rank: number, from: number, to: number, columns: number): Shares {
+    return sharesOf(this.shown[run], sumsOf(this.shown[run]), rank, from, to, columns);
+  }
 
   /** Where a slot or bubble is drawn, in pixels of the window: its middle. */
   place(target: Target): { x: number; y: number } {

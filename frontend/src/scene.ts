@@ -379,11 +379,9 @@ function paintInside(
       const from = x + leg.start * scale, to = x + leg.end * scale;
       if (to < layout.gutter || from > layout.gutter + layout.lanes) continue;
       surface.rect(from, lane, to - from, tall, familyColour(page, leg.operation), leg.operation.pass === "W" ? 1 : 0);
-      const text = legName(leg);
       const size = Math.min(10, tall * 0.8);
-      if (size > 6 && to - from > text.length * size * 0.56 + 2) {
-        surface.text((from + to) / 2, lane + tall / 2, text, size, theme.block, "center");
-      }
+      const text = legNames(leg).find((name) => to - from > name.length * size * 0.56 + 2);
+      if (size > 6 && text) surface.text((from + to) / 2, lane + tall / 2, text, size, theme.block, "center");
     }
     lane += tall;
   });
@@ -414,8 +412,10 @@ function legsOf(kind: OperationKind[], stream: string, start: Float64Array, leng
   return legs;
 }
 
-function legName({ operation }: Leg): string {
-  return `${operation.family} ${operation.pass}`;
+/** What a leg is called, the longer name first. */
+function legNames({ operation }: Leg): string[] {
+  const name = `${operation.family} ${operation.pass}`;
+  return [name, name.replace("attention", "attn"), operation.pass];
 }
 
 function paintStream(scene: Scene, surface: Surface, row: Row): void {
@@ -462,9 +462,10 @@ function paintOperations(scene: Scene, surface: Surface, row: Row, y: number, he
   const blend = new Columns(layout.lanes);
   const names: { x: number; text: string; line: number }[] = [];
   let legs = false;
-  const named = (x: number, width: number, text: string, line = 0) => {
+  const named = (x: number, width: number, texts: string[], line = 0) => {
     const left = Math.max(x, layout.gutter), right = Math.min(x + width, layout.gutter + layout.lanes);
-    if (right - left < text.length * 5.4 + 3) return;
+    const text = texts.find((one) => right - left > one.length * 5.4 + 3);
+    if (!text) return;
     names.push({ x: (left + right) / 2, text, line });
     legs ||= line > 0;
   };
@@ -485,10 +486,10 @@ function paintOperations(scene: Scene, surface: Surface, row: Row, y: number, he
         continue;
       }
       surface.rect(x, y, width > 12 ? width - 0.6 : width, height, colour, operation.pass === "W" && width > 4 ? 1 : 0);
-      named(x, width, operation.name);
+      named(x, width, [operation.name]);
     }
     for (const leg of legsOf(kind, row.stream, operations.start, operations.length, first)) {
-      if (leg.count > 1) named(origin + leg.start * scale, (leg.end - leg.start) * scale, legName(leg), 1);
+      if (leg.count > 1) named(origin + leg.start * scale, (leg.end - leg.start) * scale, legNames(leg), 1);
     }
   }
   blend.paint(surface, layout.gutter, y, height);

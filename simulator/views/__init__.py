@@ -17,7 +17,7 @@ from simpipe.simulator.trace import Trace
 DEFAULT_SET = ("timeline.html", "timeline.png", "tasks.csv", "trace.json.gz")
 """What a folder is filled with."""
 
-COMPARISONS = (".csv", ".png", ".svg", ".pdf")
+COMPARISONS = (".csv", ".html", ".png", ".svg", ".pdf")
 
 Writer = Callable[..., None]
 
@@ -58,12 +58,16 @@ def check_endings(targets: Sequence[str], known: tuple[str, ...]) -> None:
 def write_comparison(
     rows: Sequence[dict[str, Any]], traces: dict[str, Trace], path: str | Path, width: float | None = None
 ) -> None:
-    """Write a comparison: its rows as .csv, or its runs on one time axis as a picture. Raises OutputError."""
-    if ending(Path(path), COMPARISONS) == ".csv":
+    """Write a comparison: its rows as .csv, its runs on one time axis as a page or picture. Raises OutputError."""
+    end = ending(Path(path), COMPARISONS)
+    if end == ".csv":
         with atomic(Path(path)) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             table = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
             table.writeheader()
             table.writerows(rows)
+    elif end == ".html":
+        with atomic(Path(path)) as draft:
+            import_module(f"{__name__}.html").write_comparison(rows, traces, draft)
     else:
         import_module(f"{__name__}.picture").write_comparison(traces, path, width)
 

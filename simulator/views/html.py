@@ -22,7 +22,7 @@ from simpipe.simulator.summary import RankSummary, Summary, summarize
 from simpipe.simulator.trace import Trace
 from simpipe.simulator.views import lanes, palette, payload
 from simpipe.simulator.views.columns import Columns
-from simpipe.simulator.views.console import CAUSE_WORDS
+from simpipe.simulator.views.palette import CAUSE_WORDS
 
 ENDINGS = (".html",)
 
@@ -116,7 +116,9 @@ def _headline(summary: Summary) -> str:
 
 
 def _section(table: str, summary: str) -> str:
-    return f'<details open>\n<summary>{html.escape(summary)}</summary>\n<div class="scroll">{table}</div>\n</details>\n'
+    title = html.escape(summary)
+    scroll = f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">{table}</div>'
+    return f"<details open>\n<summary>{title}</summary>\n{scroll}\n</details>\n"
 
 
 def _table(summary: Summary) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 
 from simpipe.simulator.kernels import Floats, Ints
 from simpipe.simulator.trace import Levels, Trace
-from simpipe.simulator.views import palette
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,50 +41,6 @@ def pairs(drawn: pd.DataFrame) -> pd.DataFrame:
     return whole
 
 
-def columns(trace: Trace, drawn: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Blocks too many to draw, merged: time cut into `count` columns, and in each a band per rank and kind.
-
-    A band is as high as its kind's share of the column, so that coloured area stays time. Columns as in
-    `blocks`, and seconds: the time of the kind in the column.
-    """
-    import pandas as pd
-
-    edges = np.linspace(0.0, horizon(trace), count + 1)
-    width = horizon(trace) / count
-    bands = []
-    base = np.zeros((trace.program.ranks, count))
-    for kind in palette.KINDS:
-        share = _share(drawn[drawn["kind"] == kind], trace.program.ranks, edges) / width
-        rank, column = np.nonzero(share > 1e-9)
-        height = share[rank, column] * LANE
-        y = rank - LANE / 2 + base[rank, column] + height / 2
-        base[rank, column] += height
-        bands.append(
-            pd.DataFrame(
-                {"rank": rank, "kind": kind, "start": edges[column], "end": edges[column + 1], "y": y}
-                | {"height": height, "seconds": share[rank, column] * width}
-            )
-        )
-    return pd.concat(bands, ignore_index=True)
-
-
-def _share(drawn: pd.DataFrame, ranks: int, edges: Floats) -> Floats:
-    """(ranks, columns) seconds of some blocks between neighbouring edges; half of an F&B counts half."""
-    shares = np.zeros((ranks, len(edges) - 1))
-    ordered = drawn.sort_values(["rank", "start"], kind="stable")
-    at = np.searchsorted(ordered["rank"], np.arange(ranks + 1))
-    start, end = ordered["start"].to_numpy(), ordered["end"].to_numpy()
-    seconds = (end - start) * ordered["height"].to_numpy() / LANE
-    for rank in range(ranks):
-        part = slice(at[rank], at[rank + 1])
-        done = np.cumsum(seconds[part])
-        when = np.stack([start[part], end[part]], axis=1).ravel()
-        total = np.stack([done - seconds[part], done], axis=1).ravel()
-        if len(when):
-            shares[rank] = np.diff(np.interp(edges, when, total))
-    return shares
-
-
 def horizon(trace: Trace) -> float:
     """Seconds that the time axis spans: the makespan, or 1 where all costs are 0."""
     return trace.makespan or 1.0
@@ -106,18 +61,6 @@ def steps(trace: Trace, levels: Levels) -> Steps:
     rank = np.repeat(program.slot_rank, 2)
     last = np.append((rank[1:] != rank[:-1]) | (times[1:] > times[:-1]), True)
     return _changes(rank[last], times[last], values[last])
-
-
-def thinned(found: Steps, ranks: int, span: float, count: int) -> Steps:
-    """The highest value in each of `count` columns of the time axis."""
-    column = np.minimum((found.time / span * count).astype(np.int64), count - 1)
-    cell = found.rank * count + column
-    before = np.searchsorted(cell, np.arange(ranks * count)) - 1
-    same_rank = found.rank[before] == np.repeat(np.arange(ranks), count)
-    highest = np.where(same_rank & (before >= 0), found.value[before], 0.0)
-    np.maximum.at(highest, cell, found.value)
-    edges = np.tile(np.arange(count) * (span / count), ranks)
-    return _changes(np.repeat(np.arange(ranks), count), edges, highest)
 
 
 def _changes(rank: Ints, time: Floats, value: Floats) -> Steps:
