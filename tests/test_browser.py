@@ -22,7 +22,7 @@ from simpipe.simulator.costs.model import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.trace import Trace
-from simpipe.simulator.views import html, palette
+from simpipe.simulator.views import detail, html, palette
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright, of the extra `test`, is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -369,7 +369,7 @@ class TestPanels:
         for trace in (dualpipe, modelled):
             opened.open(page_of(trace))
             for rank in opened.ask("timeline.runs[0].header.perRank"):
-                parts = [*rank["kinds"].values(), rank["exposed"], *rank["causes"].values()]
+                parts = [*rank["kinds"].values(), rank["exposed"], rank["launches"], *rank["causes"].values()]
                 assert sum(parts) == pytest.approx(trace.makespan, rel=1e-6)
         x = opened.ask("timeline.layout.width - 40 + document.getElementById('lanes').getBoundingClientRect().left")
         y = opened.ask("document.getElementById('lanes').getBoundingClientRect().top + 10")
@@ -391,7 +391,7 @@ class TestStreams:
         }"""
         found = opened.ask(script)
         frame = modelled.to_frame().query("slot >= 0 and kind != 'optimizer'")
-        frame = frame.sort_values(["rank", "slot", "task"])
+        frame = frame[~frame["operation"].isin(detail.HIDDEN)].sort_values(["rank", "slot", "task"])
         assert [row[:2] for row in found] == frame[["rank", "operation"]].astype(object).to_numpy().tolist()
         assert all(stream in row[2] for stream, row in zip(frame["stream"], found, strict=True))
         np.testing.assert_allclose([row[3:] for row in found], frame[["start", "end"]], atol=3e-9)

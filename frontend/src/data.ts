@@ -16,6 +16,7 @@ export interface Rank {
   longest: number;
   kinds: Record<string, number>;
   exposed: number;
+  launches: number;
   causes: Record<string, number>;
   peak: number;
   peakBytes: number;

@@ -108,7 +108,7 @@ export interface Part {
 }
 
 export function barOf(page: Page, run: Run, rank: number, theme: Theme): Part[] {
-  const { kinds, exposed, causes } = run.header.perRank[rank];
+  const { kinds, exposed, launches, causes } = run.header.perRank[rank];
   const parts: Part[] = page.words
     .filter((word) => kinds[word])
     .map((word) => ({
@@ -116,6 +116,7 @@ export function barOf(page: Page, run: Run, rank: number, theme: Theme): Part[] 
       colour: word === "F&B" ? mixed(page.palette.kinds.F, page.palette.kinds.B, 0.5) : page.palette.kinds[word],
     }));
   if (exposed) parts.push({ label: "communication that nothing hides", seconds: exposed, colour: page.palette.exposed, ink: theme.block });
+  if (launches) parts.push({ label: "waiting for the host to launch kernels", seconds: launches, colour: "#AAAA00", ink: theme.block });
   CAUSES.forEach((cause, index) => {
     if (causes[cause]) {
       parts.push({ label: page.palette.causeLabels[cause], seconds: causes[cause], colour: theme.causes[index], ink: theme.ink });

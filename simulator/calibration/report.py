@@ -14,7 +14,7 @@ from simpipe.simulator.calibration.calibrate import Calibration, describe
 from simpipe.simulator.calibration.curves import Curve
 from simpipe.simulator.calibration.slot import Slots
 from simpipe.simulator.views import palette
-from simpipe.simulator.views.html import CONFIG, POLICY
+from simpipe.simulator.views.document import CONFIG, POLICY
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 ORDER = ("compute", "expert-parallel", "tensor-parallel", "weight-gradient")
 """Lanes from the top; other streams follow."""
 
+HIDDEN = (END, LAUNCHES)
+"""Operations that no view shows."""
+
 FAMILIES = {
     "attention": "attention",
     "mlp": "MLP",
@@ -102,7 +105,7 @@ def operations(trace: Trace, slot: int) -> pd.DataFrame:
 
     graph, program = trace.graph, trace.program
     tasks = graph.slot_tasks.items[slice(*graph.slot_tasks.start[slot : slot + 2])]
-    tasks = tasks[[graph.operations[code] not in (END, LAUNCHES) for code in graph.operation[tasks]]]
+    tasks = tasks[[graph.operations[code] not in HIDDEN for code in graph.operation[tasks]]]
     occupied = [graph.streams.items[slice(*graph.streams.start[task : task + 2])] for task in tasks]
     each = np.repeat(tasks, [len(streams) for streams in occupied])
     stream = [STREAMS[code] for code in graph.stream_name[np.concatenate(occupied)]]

@@ -10,10 +10,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from simpipe.simulator.files import atomic
 from simpipe.simulator.views import palette
-from simpipe.simulator.views.html import CONFIG, POLICY
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+CONFIG = {
+    "displaylogo": False,
+    "displayModeBar": True,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+    "scrollZoom": True,
+    "responsive": True,
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+}
+"""Plotly's settings: no button of it uploads anything."""
+
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 LAYOUT: dict[str, Any] = {
     "template": "none",

@@ -16,7 +16,6 @@ from simpipe.simulator import bubbles
 from simpipe.simulator.costs.given import Costs
 from simpipe.simulator.graph import ACTIVATION, OVERLAPPED, STREAMS, WORDS
 from simpipe.simulator.kernels import Floats, Ints
-from simpipe.simulator.plan import END
 from simpipe.simulator.program import Kind
 from simpipe.simulator.summary import Summary, summarize
 from simpipe.simulator.trace import Levels, Trace
@@ -207,13 +206,14 @@ class _Run:
         return found
 
     def _per_rank(self, summary: Summary) -> list[dict[str, Any]]:
-        """Where each rank's step goes: seconds of computation by kind, exposed communication and bubbles by cause."""
+        """Where each rank's step goes, in seconds: computation by kind, waits within slots, bubbles by cause."""
         trace, graph = self.trace, self.trace.graph
         program = trace.program
         head = program.slot_start[:-1]
         steps = np.full(len(graph.slot_rank) - program.slots, WORDS.index("optimizer"))
         word = np.concatenate([np.where(np.diff(program.slot_start) == 2, OVERLAPPED, program.kind[head]), steps])
-        computed = trace.slot_end - trace.slot_start - trace.slot_exposed
+        computed = trace.slot_end - trace.slot_start - trace.slot_exposed - trace.launch_bound
+        launches = np.bincount(graph.slot_rank, trace.launch_bound, graph.ranks)
         seconds = np.bincount(graph.slot_rank * len(WORDS) + word, computed, graph.ranks * len(WORDS))
         by_rank = seconds.reshape(graph.ranks, -1)
         return [
@@ -225,6 +225,7 @@ class _Run:
                 "longest": figures.longest_bubble,
                 "kinds": {WORDS[w]: float(by_rank[figures.rank, w]) for w in np.flatnonzero(by_rank[figures.rank])},
                 "exposed": float(trace.exposed_communication[figures.rank]),
+                "launches": float(launches[figures.rank]),
                 "causes": {cause: value for cause, value in figures.bubble_causes.items() if value},
                 "peak": figures.peak_activations,
                 "peakBytes": figures.peak_activation_bytes,
@@ -299,9 +300,9 @@ class _Run:
         trace, graph = self.trace, self.trace.graph
         if not detail.modelled(trace):
             return None
-        ends = graph.operations.index(END) if END in graph.operations else -1
         cuts, tasks = graph.slot_tasks
-        shown = graph.operation[tasks] != ends
+        hidden = [code for code, name in enumerate(graph.operations) if name in detail.HIDDEN]
+        shown = ~np.isin(graph.operation[tasks], hidden)
         part = graph.action[tasks] - trace.program.slot_start[np.minimum(graph.slot[tasks], trace.program.slots - 1)]
         keys: dict[bytes, int] = {}
         kinds: list[list[dict[str, Any]]] = []
