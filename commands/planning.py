@@ -1,8 +1,9 @@
-"""batch: many configurations in a spreadsheet."""
+"""batch and sweep: many configurations, from a spreadsheet or a plan."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,8 +54,34 @@ def batch(
     run_job(job, outs, executor, workers, json)
 
 
-def run_job(job: Job, outs: list[str], executor: str, workers: int | None, json: bool) -> None:
-    """Run a job to its outputs, and say what it came to."""
+def sweep(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan (.yaml): base, grid, alternatives, constraints.")],
+    out: Results = None,
+    objective: Annotated[str | None, words("The column that tells the best, instead of the plan's.", "COLUMN")] = None,
+    executor: Executor = "local",
+    workers: Workers = None,
+    json: Json = False,
+) -> None:
+    """Simulate every combination of a plan's values that can be, and say which is best.
+
+    A plan holds keys of a scenario: `base` those of all rows, `grid` lists of values, `alternatives` sets of keys that
+    go together, `constraints` as `ep divides experts`. What cannot be is pruned before, and counted by reason.
+    """
+    from simpipe.simulator.planning import sweep as sweeps
+
+    read = sweeps.read(plan)
+    if objective is not None:
+        read = replace(read, objective=sweeps.objective_of(objective, "--objective"))
+    job, pruned = sweeps.job_of(read)
+    if not json:
+        print("\n".join(f"pruned {line}" for line in sweeps.told(pruned)))
+    run_job(job, out or ["results.csv"], executor, workers, json, {"pruned": dict(pruned)})
+
+
+def run_job(
+    job: Job, outs: list[str], executor: str, workers: int | None, json: bool, more: dict[str, Any] | None = None
+) -> None:
+    """Run a job to its outputs, and say what it came to; `more` goes into the JSON."""
     from simpipe.simulator.planning import execution, jobs
 
     jobs.check(outs)
@@ -68,6 +95,6 @@ def run_job(job: Job, outs: list[str], executor: str, workers: int | None, json:
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if json:
-        print_json(jobs.facts(job, tally) | {"wrote": outs})
+        print_json(jobs.facts(job, tally) | (more or {}) | {"wrote": outs})
     else:
         print("\n".join([*jobs.summary(job, tally), *(f"wrote {path}" for path in outs)]))

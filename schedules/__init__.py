@@ -89,6 +89,15 @@ class Schedule:
 
     def program(self, ranks: int, microbatches: int, chunks: int | None = None, **options: Any) -> Program:
         """The schedule at a size. Raises ScheduleError where the size or an option does not fit."""
+        size = self.size(ranks, microbatches, chunks, **options)
+        is_own = self.source.endswith(".py")
+        with _guarded(self.source) if is_own else nullcontext():
+            rows = (self.order(rank, **size) for rank in range(ranks))
+            program = Program.from_rows(map(_checked, range(ranks), rows) if is_own else rows, self.name).check()
+        return self._sized(program, ranks, microbatches, chunks)
+
+    def size(self, ranks: int, microbatches: int, chunks: int | None = None, **options: Any) -> dict[str, Any]:
+        """What `order` takes besides its rank. Raises ScheduleError where the size or an option does not fit."""
         self._check_size(ranks, microbatches, 1 if chunks is None else chunks)
         known = self.options
         unknown = sorted(set(options) - set(known))
@@ -104,14 +113,11 @@ class Schedule:
         if missing := sorted(required - set(options)):
             raise ScheduleError(f"{self.source}: option {missing[0]} has no default; give it, as {missing[0]}=1")
         size = {"ranks": ranks, "microbatches": microbatches, **known, **options}
-        is_own = self.source.endswith(".py")
-        with _guarded(self.source) if is_own else nullcontext():
-            if self.check:
-                wanted = inspect.signature(self.check).parameters
+        if self.check:
+            wanted = inspect.signature(self.check).parameters
+            with _guarded(self.source) if self.source.endswith(".py") else nullcontext():
                 self.check(**{name: value for name, value in size.items() if name in wanted})
-            rows = (self.order(rank, **size) for rank in range(ranks))
-            program = Program.from_rows(map(_checked, range(ranks), rows) if is_own else rows, self.name).check()
-        return self._sized(program, ranks, microbatches, chunks)
+        return size
 
     def _check_size(self, ranks: int, microbatches: int, chunks: int) -> None:
         for what, value in (("ranks", ranks), ("micro-batches", microbatches), ("chunks per rank", chunks)):

@@ -185,7 +185,7 @@ class Scenario:
 
         Raises ScenarioError, one sentence with file and key.
         """
-        given = _table(Path(path))
+        given = read_yaml(Path(path))
         folder = os.path.abspath(Path(path).parent)
         for key in PATHS:
             if isinstance(given.get(key), str):
@@ -315,8 +315,8 @@ def _path_and_options(text: str) -> tuple[str, str]:
 # YAML.
 
 
-def _table(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. Raises ScenarioError."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds: version 1.2, no aliases, not large or deep. Raises ScenarioError."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 

@@ -55,6 +55,8 @@ LAYERS = [
     "simulator.planning.template",
     "simulator.planning.execution",
     "simulator.planning.jobs",
+    "simulator.planning.constraints",
+    "simulator.planning.sweep",
     "simulator.planning",
     "simulator.inference",
     "simulator.experts.routing",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -40,10 +40,11 @@ SECONDS, LARGE, WHOLE, SHARE, PLAIN = "0.000", "#,##0", "0", "0.0%", "General"
 
 
 class Column(NamedTuple):
-    """A column of results: what it holds, and its number format in a spreadsheet."""
+    """A column of results: what it holds, its number format in a spreadsheet, and which end is better, if one is."""
 
     meaning: str
     format: str = PLAIN
+    better: Literal["", "least", "most"] = ""
 
 
 KINDS = (
@@ -54,26 +55,26 @@ KINDS = (
 
 COLUMNS = {
     "status": Column("ok; or what does not fit into memory; or why the row cannot be simulated"),
-    "step_time_s": Column("seconds of a training step, optimizer included", SECONDS),
-    "tokens_per_s": Column("tokens a second, all GPUs", LARGE),
+    "step_time_s": Column("seconds of a training step, optimizer included", SECONDS, "least"),
+    "tokens_per_s": Column("tokens a second, all GPUs", LARGE, "most"),
     "tflops_per_gpu": Column(
-        "model FLOPs (causal attention, no recomputation) a second on each GPU, in TFLOP/s", "0.0"
+        "model FLOPs (causal attention, no recomputation) a second on each GPU, in TFLOP/s", "0.0", "most"
     ),
-    "mfu": Column("the same over the GPU's dense BF16 peak", SHARE),
-    "bubble_rate": Column("share of all ranks' time outside slots", SHARE),
+    "mfu": Column("the same over the GPU's dense BF16 peak", SHARE, "most"),
+    "bubble_rate": Column("share of all ranks' time outside slots", SHARE, "least"),
     "exposed_communication_s": Column(
-        "seconds a rank inside slots in which it computes nothing, mean of ranks", SECONDS
+        "seconds a rank inside slots in which it computes nothing, mean of ranks", SECONDS, "least"
     ),
     "fits": Column("whether every GPU's peak memory is within its capacity"),
-    "peak_memory_gb": Column("peak of the GPU that needs most, in GB of 1e9 bytes", "0.0"),
+    "peak_memory_gb": Column("peak of the GPU that needs most, in GB of 1e9 bytes", "0.0", "least"),
     "peak_memory_rank": Column("its pipeline rank", WHOLE),
     **{f"{kind}_gb": Column(f"of that peak, {kind.replace('_', ' ')}", "0.00") for kind in KINDS},
     "peak_memory_per_rank_gb": Column("the peak of each rank"),
-    "gpu_hours_per_trillion_tokens": Column("GPUs x hours for 1e12 tokens at this rate", LARGE),
-    "cost_per_trillion_tokens_usd": Column("the same times the GPU's price; empty without one", LARGE),
-    "days": Column("days for token_budget", "0.0"),
-    "gpu_hours": Column("GPUs x hours for token_budget", LARGE),
-    "cost_usd": Column("the same times the GPU's price; empty without one", LARGE),
+    "gpu_hours_per_trillion_tokens": Column("GPUs x hours for 1e12 tokens at this rate", LARGE, "least"),
+    "cost_per_trillion_tokens_usd": Column("the same times the GPU's price; empty without one", LARGE, "least"),
+    "days": Column("days for token_budget", "0.0", "least"),
+    "gpu_hours": Column("GPUs x hours for token_budget", LARGE, "least"),
+    "cost_usd": Column("the same times the GPU's price; empty without one", LARGE, "least"),
 }
 """The columns that results add, in order."""
 

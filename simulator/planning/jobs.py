@@ -27,7 +27,8 @@ KNOWN = {*KEYS, *SHAPE_KEYS, *EXTRA_KEYS}
 @dataclass(frozen=True)
 class Job:
     """Rows to evaluate. columns: of the input, in order. row: one by its number. mark: a hash of all results follow
-    from. folder: where relative paths in rows start. objective: the column of which the least is best, "" for none."""
+    from. folder: where relative paths in rows start. objective: the column that tells which row is best, "" for none.
+    """
 
     columns: Sequence[str]
     count: int
@@ -39,7 +40,7 @@ class Job:
 
 @dataclass
 class Tally:
-    """What became of the rows so far. best: the least of the objective where memory suffices, and its row."""
+    """What became of the rows so far. best: the objective of the best row that fits into memory, and its number."""
 
     objective: str = ""
     ok: int = 0
@@ -55,8 +56,15 @@ class Tally:
         self.too_large += seconds is not None and result["status"] != OK
         self.impossible += seconds is None
         value = result.get(self.objective)
-        if result["status"] == OK and value is not None and (self.best is None or (value, number) < self.best):
+        if (
+            result["status"] == OK
+            and value is not None
+            and (self.best is None or self._key(value, number) < self._key(*self.best))
+        ):
             self.best = (value, number)
+
+    def _key(self, value: float, number: int) -> tuple[float, int]:
+        return (-value if COLUMNS[self.objective].better == "most" else value, number)
 
 
 def of_table(table: Table, path: str | Path) -> tuple[Job, list[str]]:
@@ -115,7 +123,9 @@ def run(
             tally.add(number, result)
             heard(tally)
 
-        tasks = ((number, _anchored(job, number)) for number in range(job.count) if number not in journal)
+        tasks = (
+            (number, anchored_row(job.row(number), job.folder)) for number in range(job.count) if number not in journal
+        )
         execution.run(_evaluate, tasks, executor, workers, done)
         for out in outs:
             tables.write(out, columns, _Results(job, journal), sheet(job))
@@ -134,12 +144,12 @@ def _evaluate(rows: list[Row]) -> list[Row]:
     return [evaluated(row) for row in rows]
 
 
-def _anchored(job: Job, number: int) -> Row:
+def anchored_row(row: Row, folder: str) -> Row:
     """The columns of a row that mean something, its paths absolute."""
-    row = {key: value for key, value in job.row(number).items() if key in KNOWN}
+    row = {key: value for key, value in row.items() if key in KNOWN}
     for key in (*PATHS, "costs"):
         if isinstance(row.get(key), str):
-            row[key] = anchored(row[key], job.folder)
+            row[key] = anchored(row[key], folder)
     return row
 
 
@@ -195,5 +205,14 @@ def summary(job: Job, tally: Tally) -> list[str]:
         lines.append(f"{tally.resumed} of them were there from a run before")
     if tally.best:
         value, number = tally.best
-        lines.append(f"least {job.objective}: {value:.5g}, row {number + 1}")
+        lines.append(
+            f"{COLUMNS[job.objective].better} {job.objective}: {value:.5g}, row {number + 1}: {_shown(job, number)}"
+        )
     return lines
+
+
+def _shown(job: Job, number: int) -> str:
+    """What a row has that others do not."""
+    row, first = job.row(number), [job.row(n) for n in {0, job.count - 1, job.count // 2, job.count // 3}]
+    unlike = [key for key in job.columns if any(other[key] != row[key] for other in first)]
+    return ", ".join(f"{key} {tables.plain(row[key])}" for key in unlike if row[key] is not None)
