@@ -85,15 +85,12 @@ def run_job(
     from simpipe.simulator.planning import execution, jobs
 
     jobs.check(outs)
-    pool, count = execution.executor_of(executor, workers, job.count)
     try:
-        with jobs.progress(job) as heard:
+        with execution.executor_of(executor, workers, job.count) as (pool, count), jobs.progress(job) as heard:
             tally = jobs.run(job, outs, pool, count, heard)
     except KeyboardInterrupt:
         typer.echo(f"simpipe: interrupted; the same command goes on from {outs[0]}.journal", err=True)
         raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
     if json:
         print_json(jobs.facts(job, tally) | (more or {}) | {"wrote": outs})
     else:

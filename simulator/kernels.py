@@ -24,6 +24,10 @@ COMPILE_FROM = 20_000
 """Items from which a kernel is worth compiling: about 20 ms of uncompiled work."""
 
 
+_loaded: set[Callable[..., Any]] = set()
+"""Kernels that were compiled, or loaded compiled, in this process."""
+
+
 @functools.cache
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel compiled by Numba, cached on disk beside its source or in the user's cache folder."""
@@ -36,6 +40,7 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
         kernel = functools.update_wrapper(FunctionType(kernel.__code__, around | helpers), kernel)
     function = numba.njit(cache=True)(kernel)
     announce(function)
+    _loaded.add(kernel)
     return function
 
 
@@ -47,8 +52,8 @@ def announce(function: Any) -> None:
 
 
 def run(kernel: Callable[..., Any], size: int, *arguments: Any) -> Any:
-    """Call `kernel(*arguments)`, compiled when `size` items make it worth it."""
-    return (compiled(kernel) if size >= COMPILE_FROM else kernel)(*arguments)
+    """Call `kernel(*arguments)`, compiled when `size` items make it worth it, or when it is compiled anyway."""
+    return (compiled(kernel) if size >= COMPILE_FROM or kernel in _loaded else kernel)(*arguments)
 
 
 def csr(sources: Ints, targets: Ints, size: int) -> tuple[Ints, Ints]:

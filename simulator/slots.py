@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from simpipe.simulator import engines
+from simpipe.simulator import engines, kernels
+from simpipe.simulator.costs.cluster import Cluster
 from simpipe.simulator.costs.collectives import Exchange, behind
 from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.stack import Stack
 from simpipe.simulator.graph import Graph
 from simpipe.simulator.kernels import Floats, Ints
 from simpipe.simulator.lower import apart, loads, structure
@@ -27,8 +29,11 @@ from simpipe.simulator.program import Program
 from simpipe.simulator.trace import Trace
 from simpipe.simulator.trace import simulate as run_in_full
 
-KEPT = 64
-"""Graphs, and kinds of slots, that are remembered."""
+KEPT, KINDS_KEPT = 64, 20_000
+"""Programs whose graphs are remembered, and kinds of slots whose times are."""
+
+
+Profiles = tuple[Cluster, Stack]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +52,7 @@ class SlotCosts:
         """One task a slot; all else as the modelled step has it."""
         return Plan(
             (WHOLE,), np.zeros(program.slots, np.int64), tuple(self.syncs), self.costs.links,
-            self.costs.message_links, barrier=True, optimizer=True,
+            self.costs.message_links, self.costs.exchange, barrier=True, optimizer=True,
         )  # fmt: skip
 
     def fill(self, graph: Graph, numbers: Numbers) -> None:
@@ -88,38 +93,81 @@ def simulate(program: Program, costs: ModelledCosts) -> Step:
     slots = slot_costs(program, costs)
     graph = _graph(program, slots.plan(program))
     numbers = loads(graph, (slots,))
-    start, end = engines.times(graph, numbers)
+    start, end = engines.times(graph, numbers, "compiled")
     return Step(Trace(graph, numbers, 0, start[0], end[0]), slots.exposed_per_rank(program))
 
 
+_shared: OrderedDict[Any, tuple[Profiles, dict[Any, Any]]] = OrderedDict()
+"""What was found of slots, by all that it depends on; with the profiles, that no others get their ids."""
+
+
+def _key(costs: ModelledCosts) -> tuple[Any, ...]:
+    """What slots of given layers depend on."""
+    return id(costs.cluster), id(costs.stack), costs.model, costs.parallel.of_slots
+
+
+def _profiles(costs: ModelledCosts) -> Profiles:
+    return costs.cluster, costs.stack
+
+
+def sharing(costs: ModelledCosts) -> ModelledCosts:
+    """The costs, knowing what others that run the same slots found."""
+    _, found = _shared.setdefault(_key(costs), (_profiles(costs), costs.of_slots))
+    _shared.move_to_end(_key(costs))
+    if len(_shared) > KEPT:
+        _shared.popitem(last=False)
+    return replace(costs, of_slots=found)
+
+
 def slot_costs(program: Program, costs: ModelledCosts) -> SlotCosts:
-    """The costs of a program's slots as single tasks, found by running one slot of each kind alone."""
-    chosen, like = _kinds(program, costs)
-    rank = program.slot_rank[chosen]
-    some = _excerpt(program, chosen)
-    trace = alone(some, replace(costs, speeds=tuple(costs.speeds[r] for r in rank.tolist()) if costs.speeds else ()))
-    seconds = trace.slot_end - trace.slot_start
-    return SlotCosts(costs, seconds[like], trace.exposed_communication[like], _merged(costs.syncs(program)))
+    """The costs of a program's slots as single tasks, found by running one slot of each kind alone.
+
+    Kinds that another layout or schedule had are not run again.
+    """
+    speeds = np.ones(program.ranks)
+    speeds[: len(costs.speeds)] = costs.speeds
+    common = _key(costs)
+    seconds, exposed, chosen, missing = np.empty(program.slots), np.empty(program.slots), [], []
+    kinds: list[tuple[Any, Ints]] = []
+    for key, tokens, slots in costs.alike(program):
+        for speed in np.unique(speeds[program.slot_rank[slots]]).tolist():
+            here = slots[speeds[program.slot_rank[slots]] == speed]
+            kinds.append(((common, key, tokens, speed), here))
+            if kinds[-1][0] not in _times:
+                missing.append(kinds[-1][0])
+                chosen.append(int(here[0]))
+    if chosen:
+        found = _one_each(program, costs, np.array(chosen, np.int64), speeds)
+        for key, times in zip(missing, found, strict=True):
+            _times[key] = (_profiles(costs), *times)
+    for key, here in kinds:
+        _times.move_to_end(key)
+        _, seconds[here], exposed[here] = _times[key]
+    while len(_times) > KINDS_KEPT:
+        _times.popitem(last=False)
+    return SlotCosts(costs, seconds, exposed, _merged(costs.syncs(program)))
+
+
+_times: OrderedDict[Any, tuple[Profiles, float, float]] = OrderedDict()
+"""Seconds and exposed seconds of kinds of slots; with the profiles as well."""
 
 
 def alone(program: Program, costs: ModelledCosts) -> Trace:
     """The slots of a program, which need not be complete, with nothing between or beside the ranks' slots."""
     graph, numbers = apart(program, _Alone(costs))
-    start, end = engines.times(graph, numbers)
+    kernels.compiled(kernels.topological)  # many small graphs are worth it too
+    start, end = engines.times(graph, numbers, "compiled")
     return Trace(graph, numbers, 0, start[0], end[0])
 
 
-def _kinds(program: Program, costs: ModelledCosts) -> tuple[Ints, Ints]:
-    """One slot of each kind, and (slots,) which kind each one is: operations, lengths and the speed of its rank."""
-    kind = np.empty(program.slots, np.int64)
-    for number, (_, _, slots) in enumerate(costs.alike(program)):
-        kind[slots] = number
-    speeds = np.ones(program.ranks)
-    speeds[: len(costs.speeds)] = costs.speeds
-    _, speed = np.unique(speeds, return_inverse=True)
-    of_slot = kind * program.ranks + speed[program.slot_rank]
-    _, chosen, like = np.unique(of_slot, return_index=True, return_inverse=True)
-    return chosen, like
+def _one_each(program: Program, costs: ModelledCosts, slots: Ints, speeds: Floats) -> list[tuple[float, float]]:
+    """Seconds, and exposed seconds, of some slots, each run with nothing beside it."""
+    last = int(program.action_slot[np.argmax(program.stage)])  # an excerpt without the last stage would have fewer
+    slots = np.append(slots, last)
+    own = replace(costs, speeds=tuple(speeds[program.slot_rank[slots]].tolist()))
+    trace = alone(_excerpt(program, slots), own)
+    seconds = trace.slot_end - trace.slot_start
+    return list(zip(seconds.tolist(), trace.exposed_communication.tolist(), strict=True))[:-1]
 
 
 def _excerpt(program: Program, slots: Ints) -> Program:

@@ -288,6 +288,11 @@ def test_bad_and_good_rows_go_on_together(tmp_path: Path) -> None:
         (["cases.txt"], "cases.txt is no table by its ending '.txt'; it is .csv, .parquet or .xlsx"),
         (["cases.csv", "--out", "r.pdf"], "r.pdf is no table by its ending '.pdf'; it is .csv, .parquet or .xlsx"),
         (["cases.csv", "--executor", "mpi"], "--executor is 'mpi'; it is local or dask://host:port"),
+        (
+            ["cases.csv", "--executor", "dask://localhost:1"],
+            "--executor: no Dask scheduler answers at tcp://localhost:1: Timed out trying to connect to "
+            "tcp://localhost:1 after 3 s",
+        ),
         (["cases.csv", "--out", "no/r.csv"], "no/r.csv.journal cannot be written: No such file or directory"),
     ],
 )
@@ -371,3 +376,25 @@ def test_a_changed_file_that_a_row_names_uses_no_old_rows(tmp_path: Path) -> Non
     profile.write_text('base = "h200"\n')
     marks.add(jobs.of_table(tables.read(path), path)[0].mark)
     assert len(marks) == 2
+
+
+def test_a_dask_cluster_that_loses_a_worker_gives_the_same_bytes(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    path = write(tmp_path / "cases.csv", *(DENSE | {"global_batch": 2 * n} for n in range(1, 25)))
+    job, _ = jobs.of_table(tables.read(path), path)
+    jobs.run(job, [str(tmp_path / "local.csv")], Inline(), 1)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        victims = [worker.process.pid for worker in cluster.workers.values()]
+
+        def kill_one(tally: jobs.Tally) -> None:
+            if victims and tally.ok:
+                os.kill(victims.pop(), signal.SIGKILL)
+                victims.clear()
+
+        address = cluster.scheduler_address.replace("tcp", "dask")
+        with execution.executor_of(address, None, job.count) as (executor, workers):
+            assert workers == 2
+            tally = jobs.run(job, [str(tmp_path / "dask.csv")], executor, workers, kill_one)
+    assert tally.ok == job.count
+    assert not victims
+    assert (tmp_path / "dask.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()

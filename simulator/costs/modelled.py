@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -70,6 +70,8 @@ class ModelledCosts:
     speeds: how many times as long as its profile says each rank computes; those left out are 1. lengths: tokens per
     sequence of each micro-batch, if not all are the layout's `sequence`; each costs what a step of that length does.
     stack: the software; by default a present-day one.
+    of_slots: what was found of slots so far; costs of one model and cluster, whose layouts agree in
+    Parallel.of_slots, may share it.
     """
 
     model: Model
@@ -78,6 +80,7 @@ class ModelledCosts:
     speeds: tuple[float, ...] = ()
     lengths: tuple[int, ...] = ()
     stack: Stack = field(default_factory=load_stack)
+    of_slots: dict[Any, Any] = field(default_factory=dict, repr=False)
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     # What StepCosts asks for.
@@ -91,13 +94,12 @@ class ModelledCosts:
         """The part of the plan that is of slots and links alone."""
         kinds, template_of = self._kinds(program)
         templates = tuple(self._template(key) for key in kinds)
-        return Plan(
-            templates,
-            template_of,
-            links=self.links,
-            message_links=self.message_links,
-            exchange="blocking" if self.stack.blocking_messages else "async",
-        )
+        return Plan(templates, template_of, (), self.links, self.message_links, self.exchange)
+
+    @property
+    def exchange(self) -> Literal["async", "blocking"]:
+        """How messages between ranks work."""
+        return "blocking" if self.stack.blocking_messages else "async"
 
     @cached_property
     def links(self) -> tuple[str, ...]:
@@ -162,6 +164,7 @@ class ModelledCosts:
             program,
             "activation",
             lambda s: memory.total(memory.activation(self.model, self.parallel, s, self._kernels)),
+            self.of_slots,
         )
         return np.where(program.kind == Kind.F, np.array(kept)[program.stage], 0.0) * length
 
@@ -170,7 +173,7 @@ class ModelledCosts:
 
         I keeps for W the gradients of products' outputs, and the inputs that it recomputed.
         """
-        return np.array(self._by_stage(program, "release", self._stage_release))
+        return np.array(self._by_stage(program, "release", self._stage_release, self.of_slots))
 
     def _stage_release(self, stage: Stage) -> float:
         split = memory.released_by_input(self.model, self.parallel, stage, self._kernels)
@@ -189,7 +192,8 @@ class ModelledCosts:
         """Bytes by kind that a GPU of a rank holds all step long."""
         held = program.placement[rank]
         copies = max(sum(stage in other for other in program.placement) for stage in held)
-        key = ("static", program.stages, held, copies)
+        shapes = self._shapes(program)
+        key = ("static", *(shapes[stage] for stage in held), copies)
         if key not in self._known:
             self._known[key] = memory.static(self.model, self.parallel, self._held(program)[rank], copies)
         return self._known[key]  # type: ignore[no-any-return]
@@ -212,7 +216,7 @@ class ModelledCosts:
         p = self.parallel
         if p.layer_imbalance or p.expert_imbalance > 1:
             balanced = p.with_load(1.0)
-            return replace(self, parallel=balanced, _known={}).computed_flops(program)
+            return replace(self, parallel=balanced, of_slots={}, _known={}).computed_flops(program)
         return sum(
             len(slots) * sum(piece.step.flops for piece in self._laid(key, tokens).pieces)
             for key, tokens, slots in self.alike(program)
@@ -247,14 +251,17 @@ class ModelledCosts:
             self._known[key] = memory.weights(self.model, self.parallel, [stage])
         return self._known[key]  # type: ignore[no-any-return]
 
-    def _by_stage(self, program: Program, what: Any, value: Callable[[Stage], T]) -> list[T]:
-        """A value of each stage, found once for stages of equal layers."""
+    def _by_stage(
+        self, program: Program, what: Any, value: Callable[[Stage], T], known: dict[Any, Any] | None = None
+    ) -> list[T]:
+        """A value of each stage, found once for stages of equal layers and kept in `known`."""
+        known = self._known if known is None else known
         every = self.stages(program)
-        shapes = [self._shape(stage) for stage in every]
+        shapes = self._shapes(program)
         for shape, stage in zip(shapes, every, strict=True):
-            if (what, shape) not in self._known:
-                self._known[what, shape] = value(stage)
-        return [self._known[what, shape] for shape in shapes]
+            if (what, shape) not in known:
+                known[what, shape] = value(stage)
+        return [known[what, shape] for shape in shapes]
 
     @property
     def _kernels(self) -> memory.Kernels:
@@ -282,7 +289,7 @@ class ModelledCosts:
 
     def _find_kinds(self, program: Program) -> tuple[list[SlotKey], Ints]:
         every = self.stages(program)
-        shapes = [self._shape(stage) for stage in every]
+        shapes = self._shapes(program)
         likeness = np.array([shapes.index(shape) for shape in shapes])
         code = program.kind * len(every) + likeness[program.stage]
         base = len(KINDS) * len(every) + 1
@@ -307,6 +314,13 @@ class ModelledCosts:
             for row, tokens in enumerate(found.tolist()):
                 yield key, tuple(tokens), slots[which.reshape(-1) == row]
 
+    def _shapes(self, program: Program) -> list[Shape]:
+        """The shape of each stage."""
+        key = ("shapes", program.stages)
+        if key not in self._known:
+            self._known[key] = [self._shape(stage) for stage in self.stages(program)]
+        return self._known[key]  # type: ignore[no-any-return]
+
     def _shape(self, stage: Stage) -> Shape:
         layers = tuple((self.model.layer(index).kind, self.parallel.load(self.model, index)) for index in stage.layers)
         return Shape(layers, stage.embedding, stage.head, stage.mtp)
@@ -314,13 +328,13 @@ class ModelledCosts:
     def _laid(self, key: SlotKey, tokens: Tokens = ()) -> Laid:
         """A slot of one or two actions; its structure is the same for every length."""
         tokens = tokens or (self.parallel.sequence,) * len(key)
-        if (key, tokens) not in self._known:
+        if (key, tokens) not in self.of_slots:
             passes = {kind: self._passes(shape, n) for (kind, shape), n in zip(key, tokens, strict=True)}
             forward = passes.get("F", [])
             backward = next((found[::-1] for kind, found in passes.items() if kind != "F"), [])
             parts = {kind: number for number, kind in enumerate(passes)}
-            self._known[key, tokens] = lay_out(forward, backward, parts, self.parallel.overlap == "within-slot")
-        return self._known[key, tokens]  # type: ignore[no-any-return]
+            self.of_slots[key, tokens] = lay_out(forward, backward, parts, self.parallel.overlap == "within-slot")
+        return self.of_slots[key, tokens]  # type: ignore[no-any-return]
 
     def _passes(self, shape: Shape, tokens: int) -> list[Passes]:
         """A stage's passes, in the order of its forward: embedding, layers, MTP modules, head."""
@@ -331,18 +345,19 @@ class ModelledCosts:
 
     def _outer_passes(self, make: Callable[[Model, Cluster, Parallel, Stack], Passes], tokens: int) -> Passes:
         """Passes of what is no layer, found once."""
-        if (make, tokens) not in self._known:
-            self._known[make, tokens] = make(self.model, self.cluster, self.parallel.with_sequence(tokens), self.stack)
-        return self._known[make, tokens]  # type: ignore[no-any-return]
+        if (make, tokens) not in self.of_slots:
+            parallel = self.parallel.with_sequence(tokens)
+            self.of_slots[make, tokens] = make(self.model, self.cluster, parallel, self.stack)
+        return self.of_slots[make, tokens]  # type: ignore[no-any-return]
 
     def _layer_passes(self, kind: str, load: float, tokens: int) -> Passes:
         """A layer's passes, found once for layers of a kind and load."""
         key = ("layer", kind, load, tokens)
-        if key not in self._known:
+        if key not in self.of_slots:
             layer = self.model.layer(0 if kind == "dense" else self.model.layers - 1)
             parallel = self.parallel.with_sequence(tokens).with_load(load)
-            self._known[key] = operators.passes(self.model, self.cluster, parallel, self.stack, layer)
-        return self._known[key]  # type: ignore[no-any-return]
+            self.of_slots[key] = operators.passes(self.model, self.cluster, parallel, self.stack, layer)
+        return self.of_slots[key]  # type: ignore[no-any-return]
 
     # Operations.
 

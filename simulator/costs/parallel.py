@@ -96,6 +96,14 @@ StageLayers = Annotated[
 ]
 
 
+OUTSIDE_SLOTS = {
+    "ranks", "gpus", "global_batch", "zero", "master_bytes", "moment_bytes", "gradient_overlap", "gather_overlap",
+    "stage_layers",
+}  # fmt: skip
+"""Fields of Parallel that say what a slot's layers are, or matter outside slots only: layouts that differ in nothing
+else run the same operations in a slot of the same layers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
     """How a training step is spread over GPUs.
@@ -203,6 +211,11 @@ class Parallel:
         """Whether a part of RECOMPUTE is recomputed: by its name, as `selective` for `core`, or because all is."""
         names = {part, "full"} | ({"core", "selective"} if part in ("core", "selective") else set())
         return not names.isdisjoint(self.recompute)
+
+    @property
+    def of_slots(self) -> tuple[Any, ...]:
+        """What the operations of a slot of given layers depend on: all but OUTSIDE_SLOTS."""
+        return tuple(getattr(self, f.name) for f in fields(self) if f.name not in OUTSIDE_SLOTS)
 
     def with_sequence(self, tokens: int) -> Parallel:
         """The same with sequences of so many tokens."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -122,4 +123,15 @@ def load_stack(name_or_path: str | os.PathLike[str] = DEFAULT) -> Stack:
 
     Raises StackError, one sentence with file and key, for anything that is not a sound profile.
     """
-    return cast(Stack, profile.build(PROFILES, *profile.read(PROFILES, name_or_path)))
+    name = os.fspath(name_or_path)
+    return _profile(name) if name in profile.names(PROFILES) else _load(name)
+
+
+@cache
+def _profile(name: str) -> Stack:
+    """A stack that comes with simpipe, read once."""
+    return _load(name)
+
+
+def _load(name: str) -> Stack:
+    return cast(Stack, profile.build(PROFILES, *profile.read(PROFILES, name)))

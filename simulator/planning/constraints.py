@@ -82,7 +82,7 @@ class Constraint:
 def _check(node: ast.AST, text: str) -> None:
     known = (ast.BoolOp, ast.And, ast.Or, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Name, ast.Load, ast.Constant)
     for part in ast.walk(node):
-        if not isinstance(part, known + (ast.List, ast.Tuple) + (*_BINARY, *_UNARY, *_COMPARISONS)):
+        if not isinstance(part, (*known, ast.List, ast.Tuple, *_BINARY, *_UNARY, *_COMPARISONS)):
             raise ConstraintError(
                 f"constraint {text!r} holds {type(part).__name__}; it takes comparisons and arithmetic"
             )

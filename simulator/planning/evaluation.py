@@ -16,7 +16,6 @@ import numpy as np
 from simpipe import schedules
 from simpipe.simulator import case as cases
 from simpipe.simulator import slots
-from simpipe.simulator.case import Case
 from simpipe.simulator.costs.cluster import load_cluster
 from simpipe.simulator.costs.given import Costs
 from simpipe.simulator.costs.model import SHAPE_KEYS
@@ -113,15 +112,11 @@ def _word(value: Any) -> str:
 
 @lru_cache(maxsize=256)
 def _of_scenario(scenario: Scenario) -> Row:
-    case = modelled(scenario)
+    case = cases.modelled(scenario, program)
     assert isinstance(case.costs, ModelledCosts)
-    trace, exposed = slots.simulate(case.program, case.costs)
-    return _columns(trace, efficiency(trace, case.costs, exposed))
-
-
-def modelled(scenario: Scenario) -> Case:
-    """The case of a scenario; equal programs are made once."""
-    return cases.modelled(scenario, program)
+    costs = slots.sharing(case.costs)
+    trace, exposed = slots.simulate(case.program, costs)
+    return _columns(trace, efficiency(trace, costs, exposed))
 
 
 def program(name: str, ranks: int, microbatches: int, chunks: int | None, **options: Any) -> Program:

@@ -14,6 +14,7 @@ import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,9 @@ CHUNK = 8
 
 AHEAD = 3
 """Chunks under way for each worker."""
+
+CONNECT_SECONDS = 3
+"""For which a Dask scheduler is waited for."""
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,32 +75,40 @@ def _enlist() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def dask(address: str) -> Executor:
-    """The workers of a Dask cluster; each needs simpipe installed. Raises SimpipeError."""
+@contextmanager
+def executor_of(text: str, workers: int | None, rows: int) -> Iterator[tuple[Executor, int]]:
+    """The executor that an option names, local or dask://host:port, and how many workers it has for some rows.
+
+    What was not begun when it closes is not done. Raises SimpipeError.
+    """
+    scheme, found, rest = text.partition("://")
+    if text == "local":
+        count = workers or min(os.cpu_count() or 1, max(1, rows // (2 * CHUNK)))
+        pool = local(count)
+        try:
+            yield pool, count
+        finally:
+            pool.shutdown(cancel_futures=True)
+    elif scheme == "dask" and found and rest:
+        if workers is not None:
+            raise SimpipeError("--workers is for local processes; a Dask cluster has its own")
+        with _dask(f"tcp://{rest}") as client:
+            count = len(client.scheduler_info(n_workers=-1)["workers"])
+            yield client.get_executor(pure=False, retries=3), max(1, count)
+    else:
+        raise SimpipeError(f"--executor is {text!r}; it is local or dask://host:port")
+
+
+def _dask(address: str) -> Any:
+    """A client of a Dask cluster, whose workers need simpipe installed. Raises SimpipeError."""
     try:
         from distributed import Client
     except ImportError:
         raise SimpipeError("--executor dask://... needs Dask: pip install 'simpipe[dask]'") from None
     try:
-        client: Any = Client(address, timeout=10)  # type: ignore[no-untyped-call]
+        return Client(address, timeout=CONNECT_SECONDS)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise SimpipeError(f"--executor: no Dask scheduler answers at {address}: {error}") from None
-    executor: Executor = client.get_executor(pure=False, retries=3)
-    return executor
-
-
-def executor_of(text: str, workers: int | None, rows: int) -> tuple[Executor, int]:
-    """The executor that an option names, local or dask://host:port, and how many workers it has for some rows."""
-    if text == "local":
-        count = workers or min(os.cpu_count() or 1, max(1, rows // (2 * CHUNK)))
-        return local(count), count
-    scheme, found, rest = text.partition("://")
-    if scheme != "dask" or not found or not rest:
-        raise SimpipeError(f"--executor is {text!r}; it is local or dask://host:port")
-    if workers is not None:
-        raise SimpipeError("--workers is for local processes; a Dask cluster has its own")
-    executor = dask("tcp://" + rest)
-    return executor, len(executor._client.scheduler_info(n_workers=-1)["workers"]) or 1  # type: ignore[attr-defined]
 
 
 # The journal.
@@ -108,7 +120,7 @@ def own_version() -> str:
     digest = hashlib.sha256()
     for path in sorted(path for ending in ("py", "toml") for path in ROOT.rglob(f"*.{ending}")):
         name = path.relative_to(ROOT)
-        if name.parts[0] in ("simulator", "schedules", "hardware_profiles", "model_profiles"):
+        if name.parts[0] in ("simulator", "schedules") or name.parts[0].endswith("_profiles"):
             digest.update(f"{name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 

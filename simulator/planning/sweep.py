@@ -1,7 +1,8 @@
 """Sweep: a plan of values per key becomes a job; what cannot be is pruned before anything is simulated, and counted.
 
 A plan is a YAML file: `base` holds what all rows have, `grid` lists of values by key, of which every combination is a
-row, `alternatives` sets of keys that go together (a machine with its GPUs and price), crossed with the grid.
+row, `alternatives` sets of keys that go together (a machine with its GPUs and price), crossed with the grid; they
+override `base`.
 `constraints` are conditions on a row's keys and on what follows from them (FACTS); `objective` is a column of results.
 """
 
@@ -108,8 +109,8 @@ def read(path: str | Path) -> Plan:
         raise SweepError(f"{path}: alternatives must be a list of sets of keys, as - {{hardware: h100, gpus: 64}}")
     for keys in sets:
         for key in _keys(path, "alternatives", keys):
-            if key in values or key in base:
-                raise SweepError(f"{path}: {key} is both in alternatives and in {'grid' if key in values else 'base'}")
+            if key in values:
+                raise SweepError(f"{path}: {key} is both in alternatives and in grid; it takes one of them")
     conditions = table.get("constraints") or []
     if not isinstance(conditions, list):
         raise SweepError(f"{path}: constraints must be a list of conditions, as - tp <= 8")
@@ -173,7 +174,7 @@ def told(pruned: Counter[str]) -> list[str]:
 
 
 def why_not(row: Row, constraints: Iterable[Constraint]) -> str:
-    """Why a combination cannot be simulated, its numbers left out so that equal reasons count together; empty if it can.
+    """Why a combination cannot be simulated, numbers left out so that equal reasons count together; empty if it can.
 
     Raises ConstraintError for a condition that has no answer.
     """

@@ -1,0 +1,214 @@
+"""Plans: which combinations they make, which are pruned and why, and what is shared between them."""
+
+import json
+from collections import Counter
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_batch import DENSE, V3, simpipe
+
+from simpipe.simulator import case as cases
+from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.parallel import OUTSIDE_SLOTS, Parallel
+from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.planning import evaluation, jobs, slots, sweep, tables
+from simpipe.simulator.planning.constraints import Constraint, ConstraintError
+from simpipe.simulator.planning.execution import Inline
+from simpipe.simulator.scenario import Scenario
+
+PLAN = """
+base: {model: gpt3-175b, hardware: a100, global_batch: 64, sequence: 2048}
+alternatives:
+  - {gpus: 64, price_usd_per_gpu_hour: 2}
+  - {gpus: 128, hardware: h100}
+grid:
+  schedule: [1f1b, interleaved-1f1b]
+  ranks: [4, 8]
+  tp: [8, 16, 5]
+constraints:
+  - tp <= gpus_per_node
+  - microbatches >= ranks
+objective: mfu
+"""
+
+
+def plan(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    return path
+
+
+# Constraints.
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("tp <= 8", True),
+        ("ep divides experts and not tp == 4", True),
+        ("ep * 2 divides experts / 4 + 64", True),
+        ("ep divides 100", False),
+        ("1 < tp < 8 or schedule in ['1f1b', 'gpipe']", True),
+        ("schedule != '1f1b'", False),
+        ("gpus // ranks % 7 == -ranks + 18", True),
+        ("recompute == [] or 'full' in recompute", True),
+    ],
+)
+def test_conditions(text: str, holds: bool) -> None:
+    values = {"tp": 8, "ep": 64, "experts": 256, "schedule": "1f1b", "gpus": 256, "ranks": 16, "recompute": []}
+    assert Constraint.parse(text).holds(values) is holds
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("tp <", "cannot be read; write it as `tp <= 8 and ep divides experts`"),
+        ("__import__('os')", "holds Call; it takes comparisons and arithmetic"),
+        ("tp.real", "holds Attribute; it takes comparisons and arithmetic"),
+        ("2 ** tp", "holds Pow; it takes comparisons and arithmetic"),
+        ("tp << 2", "<< is not known here; write `divides`"),
+        ("tq <= 8", "there is no 'tq'; there are tp, schedule"),
+        ("tp <= schedule", "has no answer: '<=' not supported between instances of 'int' and 'str'"),
+        ("0 divides tp", "has no answer: integer modulo by zero"),
+        (8, "a constraint is text, as `tp <= 8`, not '8'"),
+    ],
+)
+def test_a_wrong_condition_is_one_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(ConstraintError) as caught:
+        Constraint.parse(text).holds({"tp": 8, "schedule": "1f1b"})
+    assert str(caught.value).endswith(sentence)
+
+
+# Plans.
+
+
+def test_a_plan_is_all_combinations_that_can_be(tmp_path: Path) -> None:
+    read = sweep.read(plan(tmp_path, PLAN))
+    assert read.grid.count == 24
+    rows = [read.grid.row(number) for number in range(24)]
+    assert len({str(row) for row in rows}) == 24
+    assert [row["tp"] for row in rows[:4]] == [8, 16, 5, 8]
+    assert (rows[0]["gpus"], rows[0]["hardware"], rows[23]["gpus"], rows[23]["hardware"]) == (64, "a100", 128, "h100")
+    job, pruned = sweep.job_of(read)
+    assert pruned == Counter(
+        {"gpus = N is not a multiple of ranks x tp x cp = N x N x N = N": 10, "`tp <= gpus_per_node`": 6}
+    )
+    assert job.count == 8
+    for number in range(job.count):
+        assert sweep.why_not(job.row(number), read.constraints) == ""
+
+
+def test_the_verb_prunes_counts_and_finds_the_best(tmp_path: Path) -> None:
+    plan(tmp_path, PLAN)
+    run = simpipe("sweep", "plan.yaml", "--out", "r.csv", "--json", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert (found["rows"], sum(found["pruned"].values())) == (8, 16)
+    rows = tables.read(tmp_path / "r.csv").rows
+    best = max((row for row in rows if row["status"] == "ok"), key=lambda row: row["mfu"])
+    assert found["best"]["mfu"] == best["mfu"]
+    assert found["best"]["row"]["schedule"] == best["schedule"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("grid: {tp: 8}", "grid.tp must be a list of values, as [1, 2, 4], not 8"),
+        ("gird: {tp: [8]}", "a plan has no part 'gird'; did you mean grid?"),
+        ("grid: {tpp: [8]}", "grid has an unknown key 'tpp'; did you mean tp?"),
+        ("{base: {tp: 8}, grid: {tp: [8]}}", "tp is both in base and in grid; it takes one of them"),
+        ("{grid: {tp: [8]}, alternatives: [{tp: 8}]}", "tp is both in alternatives and in grid; it takes one of them"),
+        ("grid: {}", "holds nothing to sweep; give base and grid"),
+        ("{grid: {tp: [1]}, objective: speed}", "objective must be one of step_time_s"),
+        ("{grid: {tp: [1]}, constraints: tp}", "constraints must be a list of conditions, as - tp <= 8"),
+        (
+            "grid: {tp: &a [1,2,3,4,5,6,7,8,9,10]}".replace("&a ", "")[:-1]
+            + "".join(f", {key}: [1,2,3,4,5,6,7,8,9,10]" for key in ("cp", "ep", "etp", "ranks", "gpus", "zero"))
+            + "}",
+            "makes 10,000,000 combinations, and a sweep takes at most 1,000,000; narrow its grid",
+        ),
+    ],
+)
+def test_a_wrong_plan_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(SimpipeError) as caught:
+        sweep.read(plan(tmp_path, text))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_contradictory_constraints_say_what_they_exclude(tmp_path: Path) -> None:
+    text = PLAN.replace("tp <= gpus_per_node", "tp > 8").replace("microbatches >= ranks", "tp < 8")
+    run = simpipe("sweep", plan(tmp_path, text).name, "--out", "r.csv", cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr == ("simpipe: plan.yaml leaves none of its 24 combinations: 16 by `tp > 8`; 8 by `tp < 8`\n")
+    assert not (tmp_path / "r.csv").exists()
+
+
+def test_costs_by_hand_are_swept_too(tmp_path: Path) -> None:
+    text = "{base: {ranks: 4, microbatches: 8}, grid: {schedule: [1f1b, zb-h1], costs: ['F=1,I=1,W=1', 'F=2,I=1,W=1']}}"
+    job, _ = sweep.job_of(sweep.read(plan(tmp_path, text)))
+    jobs.run(job, [str(tmp_path / "r.csv")], Inline(), 1)
+    assert [row["step_time_s"] for row in tables.read(tmp_path / "r.csv").rows] == [33, 44, 27, 38]
+
+
+# What is shared.
+
+
+def test_a_changed_plan_has_another_mark(tmp_path: Path) -> None:
+    marks = set()
+    for text in (PLAN, PLAN.replace("64, seq", "128, seq"), PLAN.replace("price_usd_per_gpu_hour: 2", "zero: 0")):
+        marks.add(sweep.job_of(sweep.read(plan(tmp_path, text)))[0].mark)
+    assert len(marks) == 3
+
+
+OTHER: dict[str, Any] = {
+    "ranks": 8, "gpus": 1024, "global_batch": 64 * 128, "zero": 0, "master_bytes": 2, "moment_bytes": 4,
+    "gradient_overlap": False, "gather_overlap": False, "stage_layers": "even",
+}  # fmt: skip
+
+
+def costs_of(**change: Any) -> tuple[Any, ModelledCosts]:
+    case = cases.modelled(Scenario.of(V3 | {"global_batch": 32 * 128}))
+    assert isinstance(case.costs, ModelledCosts)
+    return case.program, replace(case.costs, parallel=replace(case.costs.parallel, **change), of_slots={}, _known={})
+
+
+@pytest.mark.parametrize("name", sorted(OUTSIDE_SLOTS))
+def test_slots_do_not_depend_on_what_is_outside_them(name: str) -> None:
+    """The same layers run the same operations, keep the same bytes: what costs share in `of_slots` is right for all."""
+    assert name in {field.name for field in fields(Parallel)}
+    program, first = costs_of()
+    _, other = costs_of(**({name: OTHER[name]} | ({"global_batch": 64 * 64} if name == "gpus" else {})))
+    shapes = {key for key, _, _ in first.alike(program)}
+    for key in shapes:
+        assert first._laid(key) == other._laid(key)
+        assert first._pieces(key, (4096,) * len(key)) == other._pieces(key, (4096,) * len(key))
+    stage = first.stages(program)[3]
+    assert first._stage_release(stage) == other._stage_release(stage)
+
+
+def test_what_is_shared_changes_no_figure() -> None:
+    """Rows in either order, and alone in fresh memory, have the same figures."""
+    rows = [
+        DENSE | {"schedule": schedule, "zero": zero, "gradient_bytes": size}
+        for schedule in ("1f1b", "zb-h1") for zero in (0, 1) for size in (2, 4)
+    ]  # fmt: skip
+
+    def run(some: list[dict[str, Any]], forget: bool = False) -> list[Any]:
+        found = []
+        for row in some:
+            if forget:
+                for known in (slots._shared, slots._times, slots._graphs):
+                    known.clear()
+                evaluation._of_scenario.cache_clear()
+            found.append(evaluation.evaluated(row))
+        return found
+
+    alone = run(rows, forget=True)
+    slots._shared.clear()
+    evaluation._of_scenario.cache_clear()
+    assert run(rows) == alone
+    evaluation._of_scenario.cache_clear()
+    assert run(rows[::-1]) == alone[::-1]
