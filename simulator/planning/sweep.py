@@ -29,7 +29,7 @@ from simpipe.simulator.planning.constraints import Constraint
 from simpipe.simulator.planning.evaluation import COLUMNS, EXTRA_KEYS, scenario_of
 from simpipe.simulator.planning.jobs import Job
 from simpipe.simulator.planning.tables import Row
-from simpipe.simulator.scenario import KEYS, Scenario, read_yaml
+from simpipe.simulator.scenario import KEYS, PATHS, Scenario, read_yaml
 
 MAX_COMBINATIONS = 1_000_000
 
@@ -158,9 +158,7 @@ def job_of(plan: Plan) -> tuple[Job, Counter[str]]:
             left.append(number)
     if not left:
         raise SweepError(f"{plan.source} leaves none of its {grid.count} combinations: {'; '.join(told(pruned))}")
-    used = {
-        key: {str(grid.row(number).get(key)) for number in left} for key in ("model", "hardware", "schedule", "costs")
-    }
+    used = {key: {str(grid.row(number).get(key)) for number in left} for key in (*PATHS, "costs")}
     files = (path for key, names in used.items() for name in names for path in jobs.files({key: name}, plan.folder))
     mark = execution.fingerprint([{"grid": grid.__dict__, "left": left.tobytes().hex()}], files)
     return Job(
