@@ -10,10 +10,11 @@ import pytest
 from test_batch import DENSE, V3, simpipe
 
 from simpipe.simulator import case as cases
+from simpipe.simulator import slots
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import OUTSIDE_SLOTS, Parallel
 from simpipe.simulator.errors import SimpipeError
-from simpipe.simulator.planning import evaluation, jobs, slots, sweep, tables
+from simpipe.simulator.planning import evaluation, jobs, sweep, tables
 from simpipe.simulator.planning.constraints import Constraint, ConstraintError
 from simpipe.simulator.planning.execution import Inline
 from simpipe.simulator.scenario import Scenario
