@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from simpipe.commands import calibration, experts, inference, planning, running, showing
+from simpipe.commands import calibration, experts, memory, planning, running, showing
 from simpipe.simulator.errors import SimpipeError
 
 app = typer.Typer(
@@ -29,7 +29,8 @@ app.command("batch")(planning.batch)
 app.command("sweep")(planning.sweep)
 app.command("schedule")(showing.show_schedule)
 app.command("moe")(experts.moe)
-app.command("kv")(inference.kv)
+app.command("kv")(memory.kv)
+app.command("savings")(memory.savings)
 app.add_typer(listing, name="list")
 listing.command("schedules")(showing.list_schedules)
 listing.command("models")(showing.list_models)

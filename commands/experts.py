@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +20,7 @@ from simpipe.commands.options import (
     number,
     print_json,
     scenario_of,
+    told,
     words,
 )
 from simpipe.simulator.errors import SimpipeError
@@ -123,12 +123,4 @@ def _workers() -> int:
 
 
 def _progress(steps: int) -> Callable[[str, int], None]:
-    """Tell steps on a terminal's stderr."""
-    if not sys.stderr.isatty():
-        return lambda name, step: None
-
-    def tell(name: str, step: int) -> None:
-        end = "\n" if step == steps else ""
-        print(f"\r{name}: step {step} of {steps}", end=end, file=sys.stderr, flush=True)
-
-    return tell
+    return lambda name, step: told(f"{name}: step {step} of {steps}", step == steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,6 +181,12 @@ def engine_of(text: str) -> Any:
     if text not in ("auto", "simpy", "compiled"):
         raise SimpipeError(f"--engine is {text!r}; it is auto, simpy or compiled")
     return text
+
+
+def told(text: str, last: bool = False) -> None:
+    """Say on a terminal's stderr how far long work has come, over what was said before."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:

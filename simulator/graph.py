@@ -26,6 +26,7 @@ KERNEL_STREAMS = ("send", "forward", "receive")
 
 STREAMS = (
     *("compute", "weight-gradient", "expert-parallel", "tensor-parallel", "pipeline", "data-parallel", "host"),
+    "offload",
     *KERNEL_STREAMS,
 )
 """Streams a rank can have. Messages between ranks occupy none; views show them on `pipeline`."""

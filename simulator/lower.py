@@ -234,7 +234,16 @@ class _Builder:
         starts = np.array([slot for slot, index in sync.before if index < 0], np.int64)
         inner = np.array([self.first[slot] + index for slot, index in sync.before if index >= 0], np.int64)
         before = [*self._before(starts, np.full(len(starts), task)), _pairs(inner, task)]
-        return [_pairs(task, np.array(after, np.int64)), *(before if sync.before else [_pairs(ends, task)])]
+        found = [_pairs(task, np.array(after, np.int64)), _pairs(task, self._followed(task, sync))]
+        if sync.closing:
+            return [*found, _pairs(task, self.barrier), _pairs(self.optimizer[list(sync.ranks)], task)]
+        return [*found, *(before if sync.before else [_pairs(ends, task)])]
+
+    def _followed(self, task: int, sync: Sync) -> Ints:
+        """The earlier syncs that one follows."""
+        earlier = zip(self.sync[: task - self.sync[0]].tolist(), self.plan.syncs, strict=False)
+        named = (other for other, each in earlier if each.name in sync.follows and {*each.ranks} & {*sync.ranks})
+        return np.array([*named], np.int64)
 
     def _before(self, slots: Ints, tasks: Ints) -> list[Ints]:
         """The first tasks of some slots each wait for the task beside it: all that wait for nothing in their slot."""

@@ -40,7 +40,8 @@ class Sync(NamedTuple):
     """A task outside slots, on one stream of each of `ranks`.
 
     after: (slot, index of the operation in it, -1 for its end) that must have ended. before: (slot, index of the
-    operation in it, -1 for its start) that wait for it; without any, the step's end does.
+    operation in it, -1 for its start) that wait for it; without any, the step's end does. follows: names of earlier
+    syncs on its ranks that must have ended. closing: it comes between the barrier and its ranks' optimizer steps.
     """
 
     name: str
@@ -49,6 +50,8 @@ class Sync(NamedTuple):
     after: tuple[tuple[int, int], ...] = ()
     before: tuple[tuple[int, int], ...] = ()
     links: tuple[str, ...] = ()
+    follows: tuple[str, ...] = ()
+    closing: bool = False
 
 
 END = "end"

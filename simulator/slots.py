@@ -20,6 +20,7 @@ from simpipe.simulator import engines, kernels
 from simpipe.simulator.costs.cluster import Cluster
 from simpipe.simulator.costs.collectives import Exchange, behind
 from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.offload import Hosted
 from simpipe.simulator.costs.stack import Stack
 from simpipe.simulator.graph import Graph
 from simpipe.simulator.kernels import Floats, Ints
@@ -46,12 +47,12 @@ class SlotCosts:
     costs: ModelledCosts
     seconds: Floats
     exposed: Floats
-    syncs: dict[Sync, Exchange]
+    syncs: dict[Sync, Exchange | Hosted]
 
     def plan(self, program: Program) -> Plan:
         """One task a slot; all else as the modelled step has it."""
         return Plan(
-            (WHOLE,), np.zeros(program.slots, np.int64), tuple(self.syncs), self.costs.links,
+            (WHOLE,), np.zeros(program.slots, np.int64), tuple(self.syncs), self.costs.all_links,
             self.costs.message_links, self.costs.exchange, barrier=True, optimizer=True,
         )  # fmt: skip
 
@@ -201,14 +202,15 @@ class _Alone:
         return np.zeros(program.stages)
 
 
-def _merged(syncs: list[tuple[Sync, Exchange]]) -> dict[Sync, Exchange]:
+def _merged(syncs: list[tuple[Sync, Exchange | Hosted]]) -> dict[Sync, Exchange | Hosted]:
     """Syncs before and after whole slots; those that then are alike are one."""
-    found: dict[Sync, Exchange] = {}
+    found: dict[Sync, Exchange | Hosted] = {}
     for sync, exchange in syncs:
         after, before = (tuple((slot, -1) for slot, _ in places) for places in (sync.after, sync.before))
         whole = sync._replace(after=after, before=before)
-        if whole in found:
-            exchange = behind(found[whole], exchange)
+        other = found.get(whole)
+        if isinstance(other, Exchange) and isinstance(exchange, Exchange):
+            exchange = behind(other, exchange)
         found[whole] = exchange
     return found
 

@@ -57,6 +57,7 @@ Memory = Annotated[float, Dimension(1e9, 1e14, _BYTES)]
 Cache = Annotated[float, Dimension(1e5, 1e11, _BYTES)]
 Overhead = Annotated[float, Dimension(0, 1e9, {"bytes": 1.0})]
 Bandwidth = Annotated[float, Dimension(1e6, 1e14, {"GB/s": 1e9, "TB/s": 1e12, "Gbit/s": 1e9 / 8})]
+HostBandwidth = Annotated[float | None, Dimension(1e9, 1e14, {"GB/s": 1e9, "TB/s": 1e12})]
 Price = Annotated[float | None, Dimension(0, 1e5, {"USD/GPU-hour": 1.0})]
 
 
@@ -138,11 +139,13 @@ class Nvlink:
 
 @dataclass(frozen=True)
 class Node:
-    """The GPUs under one operating system, their fast links, and each one's PCIe link to the host."""
+    """The GPUs under one operating system, their fast links, each one's PCIe link to the host, and the bandwidth of the
+    host's memory, which they share; None where it is not known."""
 
     gpus: Count
     nvlink: Nvlink
     pcie_bandwidth_per_direction: Bandwidth
+    host_memory_bandwidth: HostBandwidth = None
 
 
 @dataclass(frozen=True)

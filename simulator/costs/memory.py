@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT
 from simpipe.simulator.costs.model import Activation, Core, Experts, Layer, Linear, Lookup, Model, Norm, Operation
+from simpipe.simulator.costs.offload import AVERAGE_BYTES, Shard
 from simpipe.simulator.costs.parallel import Parallel, Stage
 
 Bytes = dict[str, float]
@@ -131,7 +132,7 @@ def weights(model: Model, parallel: Parallel, stages: Sequence[Stage]) -> Weight
     fp8 formats keep weights in 1 byte (and scales), other operations' and the head's in bf16.
     """
     dense = experts = dense_bytes = expert_bytes = 0.0
-    for operation in _with_parameters(model, stages):
+    for operation in _with_parameters(model, parallel, stages):
         count = _local_parameters(operation, parallel)
         size = count * _weight_bytes(operation, parallel)
         if operation.component == "experts":
@@ -146,17 +147,26 @@ def static(model: Model, parallel: Parallel, stages: Sequence[Stage], copies: in
 
     copies: ranks that hold each of these stages (DualPipe: 2); they share ZeRO's shards. ZeRO 1 shards the optimizer's
     state (master weights and two moments), 2 the gradients too, 3 the parameters too. Gradients are a buffer that lives
-    all step.
+    all step. Moving averages are sharded as the optimizer's state; neither is there if it is on the CPU.
     """
     held = weights(model, parallel, stages)
     counts = held.dense, held.experts
-    states = parallel.master_bytes + 2 * parallel.moment_bytes
-    return {
+    shard = _sharded(parallel, 1, copies, counts)
+    states = parallel.master_bytes + 2 * parallel.moment_bytes if parallel.optimizer_device == "gpu" else 0
+    found = {
         "parameters": _sharded(parallel, 3, copies, (held.dense_bytes, held.expert_bytes)),
         "gradients": _sharded(parallel, 2, copies, counts) * parallel.gradient_bytes,
-        "optimizer": _sharded(parallel, 1, copies, counts) * states,
+        "optimizer": shard * states,
         "framework": FRAMEWORK_BYTES,
     }
+    return found | ({"averages": shard * AVERAGE_BYTES} if parallel.averages == "gpu" else {})
+
+
+def updated(model: Model, parallel: Parallel, stages: Sequence[Stage], copies: int = 1) -> Shard:
+    """What a GPU of a rank that holds `stages` updates in a step; arguments as of `static`."""
+    held = weights(model, parallel, stages)
+    count, size = held.dense + held.experts, held.dense_bytes + held.expert_bytes
+    return Shard(_sharded(parallel, 1, copies, (held.dense, held.experts)), size / count if count else 0.0)
 
 
 def _sharded(parallel: Parallel, stage: int, copies: int, sizes: tuple[float, float]) -> float:
@@ -175,7 +185,7 @@ def _weight_bytes(operation: Operation, parallel: Parallel) -> float:
     return BYTES_PER_ELEMENT[number_format] + (SCALE_BYTES / 128 if number_format == "fp8_block" else 0.0)
 
 
-def _with_parameters(model: Model, stages: Sequence[Stage]) -> Iterator[Operation]:
+def _with_parameters(model: Model, parallel: Parallel, stages: Sequence[Stage]) -> Iterator[Operation]:
     """The operations whose parameters a rank holds, tables once."""
     for stage in stages:
         for index in stage.layers:
@@ -185,12 +195,16 @@ def _with_parameters(model: Model, stages: Sequence[Stage]) -> Iterator[Operatio
         if stage.mtp:
             module = [operation for operation in model.mtp_module if not isinstance(operation, Lookup)]
             yield from (operation for operation in module if operation.name != "head" for _ in range(model.mtp_modules))
-    yield from _tables(model, stages)
+    yield from _tables(model, parallel, stages)
 
 
-def _tables(model: Model, stages: Sequence[Stage]) -> Iterator[Operation]:
-    """Embedding and head, once each, where any stage reads them: a tied head elsewhere holds a copy of the table."""
+def _tables(model: Model, parallel: Parallel, stages: Sequence[Stage]) -> Iterator[Operation]:
+    """Embedding and head, once each, where any stage reads them: a tied head elsewhere holds a copy of the table.
+    Without shared tables MTP modules have their own."""
     embedding, mtp, head = (any(getattr(s, name) for s in stages) for name in ("embedding", "mtp", "head"))
+    if mtp and not parallel.shared_tables:
+        yield from (model.embedding[0], model.head[1])
+        mtp = False
     if embedding:
         yield from model.embedding
     elif mtp or (head and model.tied_head):
@@ -371,14 +385,19 @@ def _linear_input(linear: Linear, parallel: Parallel, kernels: Kernels) -> Itera
 
 def _is_twin(linear: Linear, parallel: Parallel) -> bool:
     """Whether an earlier product of the layer keeps the same input in the same format."""
-    shared = linear.name == "shared.up" and parallel.compute_format == _computes_in(parallel, "router")
+    shared = linear.name == "shared.up" and _kept_in(parallel, "shared.up") == _kept_in(parallel, "router")
     return linear.name == "attention.kv_down" or shared
 
 
 def _input_bytes(linear: Linear, parallel: Parallel) -> float:
-    if linear.name == "attention.out" and parallel.compute_format == "fp8_block":
+    if linear.name == "attention.out" and _kept_in(parallel, linear.name) == "fp8_block":
         return E5M6_BYTES
-    return _element_bytes(_computes_in(parallel, linear.name))
+    return _element_bytes(_kept_in(parallel, linear.name))
+
+
+def _kept_in(parallel: Parallel, name: str) -> str:
+    """The format in which product `name` keeps its input."""
+    return "bf16" if parallel.kept_format == "bf16" else _computes_in(parallel, name)
 
 
 def _core(core: Core, parallel: Parallel, kernels: Kernels, latent: bool) -> Iterator[Tensor]:
@@ -401,7 +420,7 @@ def _softmax_bytes(core: Core, parallel: Parallel, kernels: Kernels) -> float:
 
 def _activation_input(function: Activation, parallel: Parallel) -> Tensor:
     """Kept in fp8 where its output is recomputed and products are in fp8_block, as DeepSeek-V3 does."""
-    caches_fp8 = parallel.compute_format == "fp8_block" and "swiglu" in parallel.recompute
+    caches_fp8 = _kept_in(parallel, function.name) == "fp8_block" and "swiglu" in parallel.recompute
     each = _element_bytes("fp8_block") if caches_fp8 else HIDDEN_BYTES
     return Tensor(function.component, each * _activation_elements(function, parallel) * (1 + function.gated))
 

@@ -8,17 +8,18 @@ data-parallel reduction alike.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from simpipe.simulator.costs import collectives, memory, operators
+from simpipe.simulator.costs import collectives, memory, offload, operators
 from simpipe.simulator.costs.cluster import Cluster
 from simpipe.simulator.costs.collectives import Exchange
 from simpipe.simulator.costs.model import Model
+from simpipe.simulator.costs.offload import Hosted
 from simpipe.simulator.costs.operators import Passes, Step
 from simpipe.simulator.costs.overlap import Laid, lay_out
 from simpipe.simulator.costs.parallel import Parallel, Stage, stages
@@ -94,7 +95,7 @@ class ModelledCosts:
         """The part of the plan that is of slots and links alone."""
         kinds, template_of = self._kinds(program)
         templates = tuple(self._template(key) for key in kinds)
-        return Plan(templates, template_of, (), self.links, self.message_links, self.exchange)
+        return Plan(templates, template_of, (), self.all_links, self.message_links, self.exchange)
 
     @property
     def exchange(self) -> Literal["async", "blocking"]:
@@ -106,6 +107,11 @@ class ModelledCosts:
         """A rank's links: its share of NICs, NVLink and oversubscribed switches each way, and a kernel's."""
         kinds = collectives.capacities(self.cluster)
         return (*(f"{kind}_{way}" for kind in kinds for way in ("out", "in")), KERNEL)
+
+    @property
+    def all_links(self) -> tuple[str, ...]:
+        """Those, and the ones to the host's memory where something is kept there."""
+        return self.links + offload.links(self.parallel)
 
     @property
     def _message_kinds(self) -> tuple[str, ...]:
@@ -148,9 +154,9 @@ class ModelledCosts:
     def capacities(self, program: Program) -> Floats:
         """(links,) of each rank's links; that of a communication kernel is 1, its weight the inverse of its limit."""
         each_way = np.repeat([*collectives.capacities(self.cluster).values()], 2)
-        return np.tile([*each_way, 1.0], program.ranks)
+        return np.tile([*each_way, 1.0, *offload.capacities(self.cluster, self.parallel)], program.ranks)
 
-    def fill_outside(self, graph: Graph, numbers: Numbers, exchanges: list[Exchange]) -> None:
+    def fill_outside(self, graph: Graph, numbers: Numbers, exchanges: Sequence[Exchange | Hosted]) -> None:
         """The numbers of messages, optimizer steps, and syncs, whose `exchanges` are in the order of their tasks."""
         self._fill_messages(graph, numbers)
         self._fill_syncs(graph, numbers, exchanges)
@@ -191,7 +197,7 @@ class ModelledCosts:
     def static_bytes(self, program: Program, rank: int) -> dict[str, float]:
         """Bytes by kind that a GPU of a rank holds all step long."""
         held = program.placement[rank]
-        copies = max(sum(stage in other for other in program.placement) for stage in held)
+        copies = _copies_of(program, rank)
         shapes = self._shapes(program)
         key = ("static", *(shapes[stage] for stage in held), copies)
         if key not in self._known:
@@ -439,8 +445,11 @@ class ModelledCosts:
         entries = graph.route.start[message][:, None] + np.arange(2 * len(kinds))
         numbers.weight[entries] = np.tile(weights, 2)[which]
 
-    def _fill_syncs(self, graph: Graph, numbers: Numbers, exchanges: list[Exchange]) -> None:
+    def _fill_syncs(self, graph: Graph, numbers: Numbers, exchanges: Sequence[Exchange | Hosted]) -> None:
         for task, exchange in zip(np.flatnonzero(graph.word == SYNC).tolist(), exchanges, strict=True):
+            if isinstance(exchange, Hosted):
+                numbers.work[task] = exchange.seconds + exchange.bytes
+                continue
             piece = self._transfer(exchange, self.parallel.communication_sms)
             numbers.latency[task], numbers.work[task], numbers.held[task] = piece[:3]
             entries = slice(graph.route.start[task], graph.route.start[task + 1])
@@ -483,14 +492,19 @@ class ModelledCosts:
 
     def _optimizer_seconds(self, program: Program, rank: int) -> float:
         """A memory-bound kernel reads and writes its shard of gradients, master weights and moments; then come the
-        stack's other passes over them, and what it does once a step."""
-        p = self.parallel
-        state = p.master_bytes + 2 * p.moment_bytes  # bytes of a parameter's, in the shard that this GPU updates
-        shard = self.static_bytes(program, rank)["optimizer"] / state
-        moved = shard * (2 * (state + p.gradient_bytes) + self.stack.optimizer_bytes)
-        return self.cluster.memory_seconds(moved) + self.stack.host.step
+        stack's other passes over them, moving averages kept there, and what the stack does once a step."""
+        p, moved = self.parallel, 0.0
+        if p.optimizer_device == "gpu":
+            moved += 2 * (p.master_bytes + 2 * p.moment_bytes + p.gradient_bytes) + self.stack.optimizer_bytes
+        if p.averages == "gpu":
+            moved += p.master_bytes + 2 * offload.AVERAGE_BYTES
+        return self.cluster.memory_seconds(moved * self.updated(program, rank).parameters) + self.stack.host.step
 
-    def syncs(self, program: Program) -> list[tuple[Sync, Exchange]]:
+    def updated(self, program: Program, rank: int) -> offload.Shard:
+        """What a GPU of a rank updates."""
+        return memory.updated(self.model, self.parallel, self._held(program)[rank], _copies_of(program, rank))
+
+    def syncs(self, program: Program) -> list[tuple[Sync, Exchange | Hosted]]:
         """What ranks do for their stages' gradients and parameters, in the order of each one's data-parallel stream.
 
         The stream is first in, first out: gathers and reductions are sorted by the slot whose end lets them start.
@@ -503,7 +517,11 @@ class ModelledCosts:
                 found += self._reductions(program, rank, stage, ends)
         found.sort(key=lambda timed: timed.when)
         found += self._copies(program, ends)
-        return [(timed.sync._replace(links=self.links), timed.exchange) for timed in found]
+        done: list[tuple[Sync, Exchange | Hosted]] = []
+        done += [(timed.sync._replace(links=self.links), timed.exchange) for timed in found]
+        for rank in range(program.ranks):
+            done += offload.syncs(self.cluster, self.parallel, rank, self.updated(program, rank))
+        return done
 
     def _gathers(self, program: Program, rank: int, stage: Stage, ends: Ends) -> list[_Timed]:
         """ZeRO 1 and 2: parameters once, layer by layer as the stage's first forward comes to them; before the rank's
@@ -601,6 +619,11 @@ class ModelledCosts:
     def _gradient_bytes(self, stage: Stage) -> float:
         held = self._weights(stage)
         return (held.dense + held.experts) * self.parallel.gradient_bytes
+
+
+def _copies_of(program: Program, rank: int) -> int:
+    """Ranks that hold a rank's stages, itself included."""
+    return max(sum(stage in other for other in program.placement) for stage in program.placement[rank])
 
 
 class Ends(NamedTuple):

@@ -218,7 +218,8 @@ class _Share:
     @property
     def keeps_fp8(self) -> bool:
         """Whether the inputs of activation functions are kept in fp8, their outputs not at all (DeepSeek-V3)."""
-        return self.parallel.compute_format == "fp8_block" and "swiglu" in self.parallel.recompute
+        p = self.parallel
+        return p.compute_format == "fp8_block" and p.kept_format == "compute" and "swiglu" in p.recompute
 
     def casts(self, linear: Linear) -> bool:
         return self.fp8 and linear.name not in ("router", "head")

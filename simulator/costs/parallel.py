@@ -119,6 +119,9 @@ class Parallel:
     moves at once.
     overlap: whether slots other than F&B overlap within themselves. gradient_overlap, gather_overlap: whether
     reductions of gradients run beside backwards, and gathers of parameters beside forwards.
+    averages: where moving averages of the weights are: none, gpu or cpu. optimizer_device: where the optimizer's state
+    is and is updated: gpu or cpu. kept_format: of what products and activation functions keep for the backward: that
+    of the products (compute), or bf16. shared_tables: whether MTP modules share embedding and head of their rank.
     sequence_parallel: whether norms split the sequence over the tensor parallel GPUs.
     expert_imbalance: tokens of the fullest expert parallel GPU over the mean. layer_imbalance: the same of each layer
     with experts, instead of the one figure for all.
@@ -151,6 +154,10 @@ class Parallel:
     gradient_overlap: Switch = True
     gather_overlap: Switch = True
     sequence_parallel: Switch = True
+    averages: Annotated[str, one_of("none", "gpu", "cpu")] = "none"
+    optimizer_device: Annotated[str, one_of("gpu", "cpu")] = "gpu"
+    kept_format: Annotated[str, one_of("compute", "bf16")] = "compute"
+    shared_tables: Switch = True
     expert_imbalance: Imbalance = 1.0
     layer_imbalance: Imbalances = ()
     stage_layers: StageLayers = "even"

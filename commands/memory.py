@@ -1,4 +1,4 @@
-"""kv: what attention caches, and what bounds decoding."""
+"""kv: what attention caches, and what bounds decoding; savings: what training keeps less of, and what that costs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simpipe.commands.options import Hardware, Json, ModelName, number, print_json
+from simpipe.commands.options import File, Hardware, Json, ModelName, Sets, number, print_json, scenario_of, told
 from simpipe.simulator.errors import SimpipeError
 
 
@@ -34,3 +34,20 @@ def kv(
     serving = inference.Serving(shape, machine, batch, context, spread, tp, weights, cache)
     found = inference.caches(serving)
     print_json([each.to_dict() for each in found]) if json else print("\n".join(views.text(serving, found)))
+
+
+def savings(scenario: File = None, model: ModelName = None, set: Sets = None, json: Json = False) -> None:
+    """Show what each memory saving of a scenario frees and costs, from a layout that keeps everything to its own.
+
+    A model whose training is published (deepseek-v3) needs no scenario.
+    """
+    from simpipe.simulator import savings
+    from simpipe.simulator.scenario import published
+    from simpipe.simulator.views import savings as views
+
+    path = scenario or (published(model) if model else None)
+    if path is None:
+        raise SimpipeError("savings needs a scenario file, or --model deepseek-v3, whose training is published")
+    chosen = scenario_of(path, None, None, None, {"model": model}, set or [])
+    rows = savings.to_dict(savings.table(chosen, told))
+    print_json(rows) if json else print("\n".join(views.text(rows)))
