@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from simpipe.commands import calibration, experts, memory, planning, running, showing
+from simpipe.commands import calibration, experts, measuring, memory, planning, running, showing
 from simpipe.simulator.errors import SimpipeError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ inspecting = typer.Typer(help="Show what a profile holds.", no_args_is_help=True
 app.command("run")(running.run)
 app.command("compare")(running.compare)
 app.command("calibrate")(calibration.calibrate)
+app.command("measure")(measuring.measure)
 app.command("batch")(planning.batch)
 app.command("sweep")(planning.sweep)
 app.command("schedule")(showing.show_schedule)

@@ -69,6 +69,7 @@ LAYERS = [
     "simulator.experts",
     "simulator.views",
     "simulator.calibration",
+    "simulator.measuring",
     "commands.options",
     "commands",
     "cli",

@@ -147,15 +147,11 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class _Share:
-    """What one GPU has of a model, and what kernels take there."""
+class Share:
+    """What one GPU has of a model: the sizes of its operations."""
 
     model: Model
-    cluster: Cluster
     parallel: Parallel
-    stack: Stack
-
-    # Sizes.
 
     @property
     def tokens(self) -> int:
@@ -199,6 +195,22 @@ class _Share:
     def normed(self, norm: Norm) -> float:
         """Elements of a norm: heads are split, the residual stream and latent vectors are not."""
         return norm.width * (self.tokens * norm.rows / self.parallel.tp if norm.rows > 1 else self.own)
+
+    def attended(self, core: Core) -> Attention:
+        """Each of the context-parallel group has as many causal pairs: those of its queries over half of the keys."""
+        p = self.parallel
+        queries = _ceil(p.sequence, p.cp)
+        heads, kv_heads = _ceil(core.heads, p.tp), _ceil(core.kv_heads, p.tp)
+        keys = _ceil(p.sequence + queries, 2)
+        return Attention(p.microbatch_size, heads, kv_heads, queries, keys, core.qk_dim, core.v_dim)
+
+
+@dataclass(frozen=True)
+class _Share(Share):
+    """What kernels take there."""
+
+    cluster: Cluster
+    stack: Stack
 
     # Formats.
 
@@ -292,14 +304,8 @@ class _Share:
         return _Work(alone, beside, flops, (Kernel("gemm", self.plain, shapes, flops, alone),))
 
     def _fused_core(self, core: Core, backward: bool) -> _Work:
-        """Each of the context-parallel group has as many causal pairs: those of its queries over half of the keys."""
-        p = self.parallel
-        queries = _ceil(p.sequence, p.cp)
-        heads, kv_heads = _ceil(core.heads, p.tp), _ceil(core.kv_heads, p.tp)
-        shape = Attention(
-            p.microbatch_size, heads, kv_heads, queries, _ceil(p.sequence + queries, 2), core.qk_dim, core.v_dim
-        )
-        flops = core.flops(p.sequence / 2) * (1 + backward) * self.tokens * heads / core.heads
+        shape = self.attended(core)
+        flops = core.flops(self.parallel.sequence / 2) * (1 + backward) * self.tokens * shape.heads / core.heads
         alone, beside = (
             self.cluster.attention_seconds(shape, self.plain, backward, sms) for sms in (None, self._left())
         )
@@ -700,7 +706,7 @@ class _Halves(NamedTuple):
 def passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack, layer: Layer) -> Passes:
     """A layer's. The forward chain is attention, dispatch, mlp, combine; the backward's combine, mlp, dispatch,
     attention."""
-    share = _Share(model, cluster, parallel, stack)
+    share = _Share(model, parallel, cluster, stack)
     if layer.kind == "moe":
         moe = _Moe.of(layer.mlp)
         mlp = (_moe_forward(share, moe), _moe_input(share, moe), _moe_weight(share, moe))
@@ -715,17 +721,17 @@ def passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack, lay
 
 def embedding_passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack) -> Passes:
     """The embedding's: rows looked up, and their gradients added. There is no input to differentiate by."""
-    return _outside(_Share(model, cluster, parallel, stack), model.embedding, "embedding")
+    return _outside(_Share(model, parallel, cluster, stack), model.embedding, "embedding")
 
 
 def head_passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack) -> Passes:
     """Final norm, vocabulary head and cross entropy."""
-    return _outside(_Share(model, cluster, parallel, stack), model.head, "head")
+    return _outside(_Share(model, parallel, cluster, stack), model.head, "head")
 
 
 def mtp_passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack) -> Passes:
     """All MTP modules, one after another: what joins the next token's embedding, a layer, a head with its loss."""
-    share, layer = _Share(model, cluster, parallel, stack), model.layer(model.layers - 1)
+    share, layer = _Share(model, parallel, cluster, stack), model.layer(model.layers - 1)
     module, ends = model.mtp_module, len(model.head)
     join = _outside(share, module[: -ends - len(layer.operations)], "mtp")
     inner = passes(model, cluster, parallel, stack, layer)

@@ -245,6 +245,15 @@ class Parallel:
 
     def check(self, model: Model, cluster: Cluster) -> Parallel:
         """Itself, if the model can be split so and the machine computes so. Raises ParallelError or ClusterError."""
+        self.check_model(model)
+        cluster.peak(self.compute_format)
+        if self.communication_sms >= cluster.gpu.sms:
+            asked = f"communication_sms = {self.communication_sms}"
+            raise ParallelError(f"{asked} leaves no SM to compute: {cluster.name} has {cluster.gpu.sms}")
+        return self
+
+    def check_model(self, model: Model) -> Parallel:
+        """Itself, if the model can be split so. Raises ParallelError."""
         name = model.name
         for size, number in _splits(model):
             check_multiple(f"{size} of {name}", number, tp=self.tp)
@@ -255,10 +264,6 @@ class Parallel:
                 f"recompute holds mla_up, but {name} has no latent attention whose up-projections it names"
             )
         self._check_experts(model)
-        cluster.peak(self.compute_format)
-        if self.communication_sms >= cluster.gpu.sms:
-            asked = f"communication_sms = {self.communication_sms}"
-            raise ParallelError(f"{asked} leaves no SM to compute: {cluster.name} has {cluster.gpu.sms}")
         return self
 
     def _check_experts(self, model: Model) -> None:
