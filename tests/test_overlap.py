@@ -1,12 +1,18 @@
 """The overlapped slot: as the published DeepSeek-V3 trace shows it, in order and in time."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from simpipe.simulator.costs.operators import Passes, Step
+from simpipe import program, simulate
+from simpipe.simulator.costs.cluster import load_cluster
+from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.operators import Passes, Step, mtp_passes
 from simpipe.simulator.costs.overlap import Laid, lay_out
+from simpipe.simulator.costs.parallel import Parallel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import overlapped_slot as bench
@@ -97,3 +103,74 @@ def test_an_overlapped_slot_holds_every_step_of_both_once(layers: tuple[int, int
     assert all(need < number for number, piece in enumerate(laid.pieces) for need in piece.needs)
     crossing = [p for p in laid.pieces if any(laid.pieces[need].part != p.part for need in p.needs)]
     assert crossing == []
+
+
+def tensor(name: str) -> Step:
+    return Step(name, "mlp", "tensor-parallel", nvlink_bytes=1.0)
+
+
+SPLIT = Passes(
+    (step("mlp.up"),),
+    (step("mlp.down"), step("mlp.up"), tensor("mlp.up.scatter"), step("norms.mlp")),
+    (step("mlp.down"), tensor("mlp.up.gather"), step("mlp.up")),
+)
+"""A sequence-parallel MLP."""
+
+
+def numbered(laid: Laid) -> list[tuple[str, tuple[int, ...]]]:
+    return [(piece.step.name, piece.needs) for piece in laid.pieces]
+
+
+def test_weight_gradients_run_beside_the_reduction_of_the_input_gradient() -> None:
+    """As Megatron-LM: gather beside the input's product, weights' products beside the reduce-scatter."""
+    assert numbered(lay_out([], [SPLIT], {"B": 0}, True)) == [
+        ("mlp.down", ()),
+        ("mlp.up.gather", (0,)),
+        ("mlp.up", (0,)),
+        ("mlp.up.scatter", (2,)),
+        ("mlp.down", (2,)),
+        ("mlp.up", (2, 1)),
+        ("norms.mlp", (3,)),
+    ]
+    chain = [piece.needs for piece in lay_out([], [SPLIT], {"B": 0}, False).pieces]
+    assert chain == [(), *((n,) for n in range(6))]
+
+
+@pytest.mark.parametrize("kind", ["I", "W", "B"])
+@pytest.mark.parametrize("within_slot", [True, False])
+def test_every_step_is_there_once_and_gradients_are_complete_with_its_last(kind: str, within_slot: bool) -> None:
+    laid = lay_out([], [SPLIT, LAYER], {kind: 0}, within_slot)
+    chains = [*(SPLIT.input + LAYER.input) * (kind != "W"), *(SPLIT.weight + LAYER.weight) * (kind != "I")]
+    assert sorted(piece.step.name for piece in laid.pieces) == sorted(chain.name for chain in chains)
+    made = [(laid.pieces[g.piece].step.name, g.number, g.leg) for g in laid.gradients]
+    expected = [("mlp.up", 1, "mlp"), ("mlp.w", 0, "mlp"), ("att.w", 0, "attention")]  # number 0 runs last
+    assert made == (expected if kind != "I" else [])
+
+
+def test_overlap_hides_tensor_parallel_collectives_in_the_backward() -> None:
+    """A node of 8 H100, sequence parallel or not; what is exposed in the forward stays."""
+    for sequence_parallel in (True, False):
+        exposed = []
+        for overlap in ("none", "within-slot"):
+            parallel = Parallel.of(
+                {"ranks": 1, "gpus": 8, "tp": 8, "global_batch": 2, "sequence": 8192, "overlap": overlap, "zero": 0}
+                | {"sequence_parallel": sequence_parallel}
+            )
+            given = ModelledCosts(replace(load_model("llama3-70b"), layers=4), load_cluster("h100"), parallel)
+            trace = simulate(program("1f1b", ranks=1, microbatches=2), given)
+            exposed.append(float(trace.exposed_communication.sum()))
+        assert 0.4 * exposed[0] < exposed[1] < 0.85 * exposed[0]
+
+
+def test_mtps_layer_is_laid_out_as_any_other() -> None:
+    """Its dispatch and combine run beside the other pass of the slot."""
+    parallel = Parallel.of({"ranks": 4, "gpus": 256, "ep": 64, "global_batch": 512, "sequence": 4096})
+    given = ModelledCosts(load_model("deepseek-v3"), load_cluster("h800"), parallel)
+    join, layer, head = mtp_passes(given.model, given.cluster, parallel, given.stack)
+    laid = lay_out([join, layer, head], [head, layer, join], {"F": 0, "B": 1}, False)
+    dispatched = next(n for n, p in enumerate(laid.pieces) if p.step.name == "dispatch" and p.part == 0)
+    grown = next(p for p in laid.pieces[dispatched:] if p.part == 1 and p.step.name == "experts.up")
+    assert dispatched not in grown.needs
+    assert [(g.number, g.leg) for g in laid.gradients] == [
+        (2, "attention"), (1, "mlp"), (1, "attention"), (0, "attention")
+    ]  # fmt: skip

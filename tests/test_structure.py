@@ -34,6 +34,7 @@ LAYERS = [
     "simulator.costs.memory",
     "simulator.costs.operators",
     "simulator.costs.overlap",
+    "simulator.costs.step",
     "simulator.costs.modelled",
     "simulator.trace",
     "simulator.slots",

@@ -11,7 +11,7 @@ Bytes are exact bytes; "GB" of that paper's figures are GiB. Norms' means and va
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT
@@ -118,28 +118,95 @@ def _element_bytes(number_format: str) -> float:
 
 class Weights(NamedTuple):
     """Parameters on one GPU: how many, and the bytes of their working copy; experts' apart, for they are sharded over
-    the expert-data-parallel group."""
+    the expert-data-parallel group. replicated: of the dense ones, those that every tensor-parallel GPU has."""
 
-    dense: float
-    experts: float
-    dense_bytes: float
-    expert_bytes: float
+    dense: float = 0.0
+    experts: float = 0.0
+    dense_bytes: float = 0.0
+    expert_bytes: float = 0.0
+    replicated: float = 0.0
+
+    def __add__(self, other: Weights) -> Weights:  # type: ignore[override]
+        return Weights(*(one + two for one, two in zip(self, other, strict=True)))
 
 
 def weights(model: Model, parallel: Parallel, stages: Sequence[Stage]) -> Weights:
-    """Parameters of a rank's stages on one GPU. Tables that several of the stages use are there once.
+    """Parameters of a rank's stages on one GPU. Tables that several of the stages use are there once."""
+    total, seen = Weights(), set[str]()
+    for stage in stages:
+        own = tables(model, parallel, stage) - seen
+        seen |= own
+        total = sum(parts(model, parallel, stage, own).values(), total)
+    return total
 
-    fp8 formats keep weights in 1 byte (and scales), other operations' and the head's in bf16.
+
+def tables(model: Model, parallel: Parallel, stage: Stage) -> set[str]:
+    """The vocabulary's tables that a stage reads: a tied head elsewhere, and MTP, hold a copy of the embedding's.
+    Without shared tables those of MTP are its own (`mtp.embedding`)."""
+    own = {"embedding"} if stage.embedding or (stage.head and model.tied_head) else set[str]()
+    own |= {"head"} if stage.head and not model.tied_head else set()
+    read = {"embedding"} if model.tied_head else {"embedding", "head"}
+    return own | ({t if parallel.shared_tables else f"mtp.{t}" for t in read} if stage.mtp else set())
+
+
+Part = tuple[int, str]
+"""A pass of a stage, by its number in the forward's order, and its leg: weights whose gradients come together."""
+
+
+def parts(model: Model, parallel: Parallel, stage: Stage, own: Collection[str]) -> dict[Part, Weights]:
+    """A stage's parameters by pass and leg, with those of its tables that its rank does not hold for another stage.
+
+    The passes are the embedding, each layer, of each MTP module what joins, its layer and its head, and the head.
+    Router and norm of a mixture's layer are in the attention's leg. What is no layer has a leg called attention.
     """
-    dense = experts = dense_bytes = expert_bytes = 0.0
-    for operation in _with_parameters(model, parallel, stages):
+    passes = list[dict[str, list[Operation]]]()
+    if stage.embedding:
+        passes.append({"attention": [*model.embedding[1:]]})
+    passes += [_halves(model.layer(index)) for index in stage.layers]
+    joins = len(passes)
+    for _ in range(model.mtp_modules * stage.mtp):
+        layer, module = model.layer(model.layers - 1), model.mtp_module
+        join = module[: -len(layer.operations) - len(model.head)]
+        passes.append({"attention": [operation for operation in join if not isinstance(operation, Lookup)]})
+        passes += [_halves(layer), {"attention": [model.head[0]]}]
+    if stage.head:
+        passes.append({"attention": [model.head[0]]})
+    read_by_mtp = stage.mtp and parallel.shared_tables
+    places = {"embedding": 0 if stage.embedding else joins if read_by_mtp else -1, "mtp.embedding": joins}
+    places |= {"head": -1 if stage.head else joins + 2, "mtp.head": joins + 2}
+    for table in sorted(own):
+        operation = model.embedding[0] if table.endswith("embedding") else model.head[1]
+        passes[places[table]]["attention"].append(operation)
+    return {(n, leg): _weights(parallel, ops) for n, legs in enumerate(passes) for leg, ops in legs.items()}
+
+
+def _halves(layer: Layer) -> dict[str, list[Operation]]:
+    """A layer's operations by leg."""
+    inside = [o for o in layer.mlp if layer.kind == "dense" or o.component in ("experts", "shared")]
+    return {"attention": [*layer.attention, *(o for o in layer.mlp if o not in inside)], "mlp": inside}
+
+
+def _weights(parallel: Parallel, operations: Iterable[Operation]) -> Weights:
+    """fp8 formats keep weights in 1 byte (and scales), other operations' and the head's in bf16."""
+    total = Weights()
+    for operation in operations:
         count = _local_parameters(operation, parallel)
         size = count * _weight_bytes(operation, parallel)
         if operation.component == "experts":
-            experts, expert_bytes = experts + count, expert_bytes + size
+            total += Weights(experts=count, expert_bytes=size)
         else:
-            dense, dense_bytes = dense + count, dense_bytes + size
-    return Weights(dense, experts, dense_bytes, expert_bytes)
+            total += Weights(dense=count, dense_bytes=size, replicated=_replicated(operation))
+    return total
+
+
+def _replicated(operation: Operation) -> float:
+    """Elements that every tensor-parallel GPU has, of what is no expert's."""
+    if not isinstance(operation, Linear):
+        return 0.0 if operation.name == "embedding.tokens" else operation.parameters
+    split = _split(operation)
+    if "tensor" not in split:
+        return operation.parameters
+    return operation.bias * operation.fan_out if split.output != "tensor" else 0.0
 
 
 def static(model: Model, parallel: Parallel, stages: Sequence[Stage], copies: int = 1) -> Bytes:
@@ -183,34 +250,6 @@ def _weight_bytes(operation: Operation, parallel: Parallel) -> float:
         return HIDDEN_BYTES
     number_format = _computes_in(parallel, operation.name)
     return BYTES_PER_ELEMENT[number_format] + (SCALE_BYTES / 128 if number_format == "fp8_block" else 0.0)
-
-
-def _with_parameters(model: Model, parallel: Parallel, stages: Sequence[Stage]) -> Iterator[Operation]:
-    """The operations whose parameters a rank holds, tables once."""
-    for stage in stages:
-        for index in stage.layers:
-            yield from model.layer(index).operations
-        if stage.head:
-            yield model.head[0]
-        if stage.mtp:
-            module = [operation for operation in model.mtp_module if not isinstance(operation, Lookup)]
-            yield from (operation for operation in module if operation.name != "head" for _ in range(model.mtp_modules))
-    yield from _tables(model, parallel, stages)
-
-
-def _tables(model: Model, parallel: Parallel, stages: Sequence[Stage]) -> Iterator[Operation]:
-    """Embedding and head, once each, where any stage reads them: a tied head elsewhere holds a copy of the table.
-    Without shared tables MTP modules have their own."""
-    embedding, mtp, head = (any(getattr(s, name) for s in stages) for name in ("embedding", "mtp", "head"))
-    if mtp and not parallel.shared_tables:
-        yield from (model.embedding[0], model.head[1])
-        mtp = False
-    if embedding:
-        yield from model.embedding
-    elif mtp or (head and model.tied_head):
-        yield model.embedding[0]
-    if (head or mtp) and not model.tied_head:
-        yield model.head[1]
 
 
 def _local_parameters(operation: Operation, parallel: Parallel) -> float:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from simpipe.simulator.costs import collectives, memory, offload, operators
+from simpipe.simulator.costs import collectives, memory, offload, operators, step
 from simpipe.simulator.costs.cluster import Cluster
 from simpipe.simulator.costs.collectives import Exchange
 from simpipe.simulator.costs.model import Model
@@ -24,7 +24,7 @@ from simpipe.simulator.costs.operators import Passes, Step
 from simpipe.simulator.costs.overlap import Laid, lay_out
 from simpipe.simulator.costs.parallel import Parallel, Stage, stages
 from simpipe.simulator.costs.stack import Stack, load_stack
-from simpipe.simulator.graph import OPTIMIZER, SYNC, Graph
+from simpipe.simulator.graph import BARRIER, OPTIMIZER, SYNC, Graph
 from simpipe.simulator.kernels import Floats, Ints
 from simpipe.simulator.plan import END, LAUNCHES, Numbers, Operation, Plan, Sync, Template
 from simpipe.simulator.program import KINDS, Kind, Program
@@ -33,9 +33,6 @@ T = TypeVar("T")
 
 KERNEL = "kernel"
 """The link that stands for what the SMs of a communication kernel can move."""
-
-BUCKET_BYTES = 160e6
-"""Gradients reduced at once: 40 million parameters in fp32, Megatron-LM's bucket."""
 
 
 class Shape(NamedTuple):
@@ -160,6 +157,7 @@ class ModelledCosts:
         """The numbers of messages, optimizer steps, and syncs, whose `exchanges` are in the order of their tasks."""
         self._fill_messages(graph, numbers)
         self._fill_syncs(graph, numbers, exchanges)
+        numbers.latency[graph.word == BARRIER] = step.barrier_latency(self.cluster, self.parallel)
         ranks = range(graph.program.ranks)
         numbers.work[graph.word == OPTIMIZER] = [self._optimizer_seconds(graph.program, rank) for rank in ranks]
 
@@ -250,13 +248,6 @@ class ModelledCosts:
         of, kernels = (self.model, self.parallel.with_sequence(tokens)), self._kernels
         return self._by_stage(program, ("transient", tokens), lambda s: memory.transient(*of, s, kernels))
 
-    def _weights(self, stage: Stage) -> memory.Weights:
-        """Parameters of a stage on one GPU."""
-        key = ("weights", self._shape(stage))
-        if key not in self._known:
-            self._known[key] = memory.weights(self.model, self.parallel, [stage])
-        return self._known[key]  # type: ignore[no-any-return]
-
     def _by_stage(
         self, program: Program, what: Any, value: Callable[[Stage], T], known: dict[Any, Any] | None = None
     ) -> list[T]:
@@ -346,11 +337,11 @@ class ModelledCosts:
         """A stage's passes, in the order of its forward: embedding, layers, MTP modules, head."""
         found = [self._outer_passes(operators.embedding_passes, tokens)] if shape.embedding else []
         found += [self._layer_passes(kind, load, tokens) for kind, load in shape.layers]
-        found += [self._outer_passes(operators.mtp_passes, tokens)] if shape.mtp else []
+        found += self._outer_passes(operators.mtp_passes, tokens) if shape.mtp else ()
         return found + ([self._outer_passes(operators.head_passes, tokens)] if shape.head else [])
 
-    def _outer_passes(self, make: Callable[[Model, Cluster, Parallel, Stack], Passes], tokens: int) -> Passes:
-        """Passes of what is no layer, found once."""
+    def _outer_passes(self, make: Callable[[Model, Cluster, Parallel, Stack], T], tokens: int) -> T:
+        """Passes of what is none of the layers, found once."""
         if (make, tokens) not in self.of_slots:
             parallel = self.parallel.with_sequence(tokens)
             self.of_slots[make, tokens] = make(self.model, self.cluster, parallel, self.stack)
@@ -435,7 +426,10 @@ class ModelledCosts:
         program, message, kinds = graph.program, np.flatnonzero(graph.message), self._message_kinds
         to, length = program.action_rank[graph.partner[message]], self._tokens(program)[graph.action[message]]
         found, which = np.unique(np.stack([graph.rank[message], to, length], -1), axis=0, return_inverse=True)
-        sent = [self._between(source, target, self._message_bytes(n)) for source, target, n in found.tolist()]
+        sent = [
+            step.between(self.cluster, self.parallel, source, target, self._message_bytes(tokens))
+            for source, target, tokens in found.tolist()
+        ]
         most = np.array([max(exchange.network_bytes, exchange.nvlink_bytes) for exchange in sent])
         moved = [collectives.link_bytes(exchange) for exchange in sent]
         weights = np.array([[part[kind] for kind in kinds] for part in moved]).reshape(-1, len(kinds)) / most[:, None]
@@ -480,16 +474,6 @@ class ModelledCosts:
         split = p.cp * (p.tp if p.sequence_parallel or self.stack.scattered_messages else 1)
         return 2.0 * p.tokens * self.model.hidden / split
 
-    def _between(self, source: int, target: int, size: float) -> Exchange:
-        """Bytes from each GPU of a rank to its like of another. Pipeline ranks are the outermost dimension: each has
-        consecutive GPUs, as Megatron-LM orders them."""
-        width = self._stage_gpus
-        key = ("between", source, target, size)
-        if key not in self._known:
-            sent = collectives.point_to_point(self.cluster, size, source * width, target * width, width)
-            self._known[key] = sent
-        return self._known[key]  # type: ignore[no-any-return]
-
     def _optimizer_seconds(self, program: Program, rank: int) -> float:
         """A memory-bound kernel reads and writes its shard of gradients, master weights and moments; then come the
         stack's other passes over them, moving averages kept there, and what the stack does once a step."""
@@ -505,162 +489,20 @@ class ModelledCosts:
         return memory.updated(self.model, self.parallel, self._held(program)[rank], _copies_of(program, rank))
 
     def syncs(self, program: Program) -> list[tuple[Sync, Exchange | Hosted]]:
-        """What ranks do for their stages' gradients and parameters, in the order of each one's data-parallel stream.
-
-        The stream is first in, first out: gathers and reductions are sorted by the slot whose end lets them start.
-        """
-        ends = _ends(program)
-        found: list[_Timed] = []
-        for rank, held in enumerate(self._held(program)):
-            for stage in held:
-                found += self._gathers(program, rank, stage, ends)
-                found += self._reductions(program, rank, stage, ends)
-        found.sort(key=lambda timed: timed.when)
-        found += self._copies(program, ends)
+        """What ranks do for their stages' gradients and parameters, in the order of each one's data-parallel stream,
+        and then what their hosts do."""
+        kinds, template_of = self._kinds(program)
+        outside = step.Outside(
+            self.model, self.cluster, self.parallel, program, self.stages(program),
+            lambda slot: self._laid(kinds[template_of[slot]]),
+        )  # fmt: skip
         done: list[tuple[Sync, Exchange | Hosted]] = []
-        done += [(timed.sync._replace(links=self.links), timed.exchange) for timed in found]
+        done += [(timed.sync._replace(links=self.links), timed.exchange) for timed in outside.syncs()]
         for rank in range(program.ranks):
             done += offload.syncs(self.cluster, self.parallel, rank, self.updated(program, rank))
         return done
-
-    def _gathers(self, program: Program, rank: int, stage: Stage, ends: Ends) -> list[_Timed]:
-        """ZeRO 1 and 2: parameters once, layer by layer as the stage's first forward comes to them; before the rank's
-        first slot if that is not overlapped. ZeRO 3: before every F, I and B of the stage, fetched while the slot
-        before it runs."""
-        p = self.parallel
-        if p.zero == 0:
-            return []
-        start, first = int(program.rank_start[rank]), int(ends.first[rank, stage.index])
-        if p.zero < 3:
-            kinds, template_of = self._kinds(program)
-            layers = self._laid(kinds[template_of[first]]).starts if p.gather_overlap else ()
-            places = [(first, index) for index in layers] or [(start, -1)]
-            each = self._over_peers(program, stage, collectives.all_gather, "parameters", len(places))
-            return [
-                timed
-                for order, place in enumerate(places)
-                for timed in _sync("all-gather", (rank,), (), (place,), each, (first - 1, 0, order))
-            ]
-        each = self._over_peers(program, stage, collectives.all_gather, "parameters", 1)
-        needs = (program.action_rank == rank) & (program.stage == stage.index) & (program.kind != Kind.W)
-        ahead = 2 if p.gather_overlap else 1
-        found = []
-        for slot in np.unique(program.action_slot[needs]).tolist():
-            after = ((slot - ahead, -1),) if slot - ahead >= start else ()
-            found += _sync("all-gather", (rank,), after, ((slot, -1),), each, (slot - ahead, 0, slot))
-        return found
-
-    def _reductions(self, program: Program, rank: int, stage: Stage, ends: Ends) -> list[_Timed]:
-        """Gradients in buckets, each once the last micro-batch's weight gradients of its layers are there.
-
-        ZeRO 2 and 3 reduce every micro-batch's, after its slot.
-        """
-        name, way = "reduce-scatter", collectives.reduce_scatter
-        if self.parallel.zero == 0:
-            name, way = "all-reduce", collectives.all_reduce
-        if self.parallel.zero >= 2:
-            makes = np.isin(program.kind, (Kind.W, Kind.B)) & (program.stage == stage.index)
-            slots = program.action_slot[makes & (program.action_rank == rank)].tolist()
-            after = [(slot, -1) for slot in slots]
-            each = self._over_peers(program, stage, way, "gradients", 1)
-        else:
-            after = self._buckets(program, rank, stage, int(ends.last[rank, stage.index]))
-            each = self._over_peers(program, stage, way, "gradients", len(after))
-        return [
-            timed
-            for order, place in enumerate(after)
-            for timed in _sync(name, (rank,), (place,), (), each, (place[0], 1, order))
-        ]
-
-    def _buckets(self, program: Program, rank: int, stage: Stage, slot: int) -> list[tuple[int, int]]:
-        """After which operations of a stage's last backward its buckets are complete."""
-        if not self.parallel.gradient_overlap:
-            return [(int(program.rank_start[rank + 1]) - 1, -1)]
-        kinds, template_of = self._kinds(program)
-        made = self._laid(kinds[template_of[slot]]).gradients
-        if not made:  # a stage without weights of its own
-            return [(slot, -1)]
-        count = int(min(max(self._gradient_bytes(stage) // BUCKET_BYTES, 1), len(made)))
-        return [(slot, made[(number + 1) * len(made) // count - 1]) for number in range(count)]
-
-    def _copies(self, program: Program, ends: Ends) -> list[_Timed]:
-        """Where two ranks hold a stage, they add up its gradients at the end: all of them without ZeRO, and with it
-        each the half of the shard that it updates."""
-        p, found = self.parallel, list[_Timed]()
-        for stage in self.stages(program):
-            ranks = tuple(rank for rank, held in enumerate(program.placement) if stage.index in held)
-            if len(ranks) < 2:
-                continue
-            held = self._weights(stage)
-            size = self._gradient_bytes(stage)
-            if p.zero:
-                size = p.gradient_bytes * (held.dense / (p.dp * p.cp) + held.experts / p.edp) / len(ranks)
-            exchange = self._between(ranks[0], ranks[1], size)
-            after = tuple((int(ends.last[rank, stage.index]), -1) for rank in ranks)
-            found += _sync("reduce copies", ranks, after, (), exchange, (0, 0, 0))
-        return found
-
-    def _over_peers(self, program: Program, stage: Stage, way: Any, what: str, parts: int) -> Exchange:
-        """A collective of one of `parts` of a stage's dense weights over its peers, and of its experts' over theirs.
-
-        Parameters come from the shards of all copies of the stage; each copy reduces its own gradients.
-        """
-        held = self._weights(stage)
-        p = self.parallel
-        sizes, copies = [held.dense * p.gradient_bytes, held.experts * p.gradient_bytes], 1
-        if what == "parameters":
-            sizes = [held.dense_bytes, held.expert_bytes]
-            copies = sum(stage.index in other for other in program.placement)
-        total = collectives.NOTHING
-        for size, group, apart in ((sizes[0], p.dp * p.cp, p.tp), (sizes[1], p.edp, p.ep * p.etp)):
-            total = collectives.behind(total, way(self.cluster, size / parts, group * copies, apart))
-        return total
-
-    def _gradient_bytes(self, stage: Stage) -> float:
-        held = self._weights(stage)
-        return (held.dense + held.experts) * self.parallel.gradient_bytes
 
 
 def _copies_of(program: Program, rank: int) -> int:
     """Ranks that hold a rank's stages, itself included."""
     return max(sum(stage in other for other in program.placement) for stage in program.placement[rank])
-
-
-class Ends(NamedTuple):
-    """(ranks, stages) the first slot of each stage on each rank, and the last that makes its weight gradients."""
-
-    first: Ints
-    last: Ints
-
-
-def _ends(program: Program) -> Ends:
-    at = program.action_rank * program.stages + program.stage
-    first = np.full(program.ranks * program.stages, program.slots)
-    np.minimum.at(first, at, program.action_slot)
-    last = np.full(program.ranks * program.stages, -1)
-    weights = np.isin(program.kind, (Kind.W, Kind.B))
-    np.maximum.at(last, at[weights], program.action_slot[weights])
-    shape = (program.ranks, program.stages)
-    return Ends(first.reshape(shape), last.reshape(shape))
-
-
-class _Timed(NamedTuple):
-    """A sync with its exchange, and where it stands among those of its ranks."""
-
-    sync: Sync
-    exchange: Exchange
-    when: tuple[int, int, int]
-
-
-def _sync(
-    name: str,
-    ranks: tuple[int, ...],
-    after: tuple[tuple[int, int], ...],
-    before: tuple[tuple[int, int], ...],
-    exchange: Exchange,
-    when: tuple[int, int, int],
-) -> list[_Timed]:
-    """One on the data-parallel stream, unless it moves nothing."""
-    if exchange.network_bytes + exchange.nvlink_bytes == 0:
-        return []
-    return [_Timed(Sync(name, ranks, "data-parallel", after, before), exchange, when)]

@@ -729,19 +729,13 @@ def head_passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack
     return _outside(_Share(model, parallel, cluster, stack), model.head, "head")
 
 
-def mtp_passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack) -> Passes:
-    """All MTP modules, one after another: what joins the next token's embedding, a layer, a head with its loss."""
+def mtp_passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack) -> tuple[Passes, ...]:
+    """Of each MTP module, one after another: what joins the next token's embedding, a layer, a head with its loss."""
     share, layer = _Share(model, parallel, cluster, stack), model.layer(model.layers - 1)
     module, ends = model.mtp_module, len(model.head)
     join = _outside(share, module[: -ends - len(layer.operations)], "mtp")
     inner = passes(model, cluster, parallel, stack, layer)
-    head = _outside(share, module[-ends:], "mtp")
-    chains = (
-        join.forward + inner.forward + head.forward,
-        head.input + inner.input + join.input,
-        head.weight + inner.weight + join.weight,
-    )
-    return Passes(*(tuple(step._replace(phase="mtp") for step in chain) * model.mtp_modules for chain in chains))
+    return (join, inner, _outside(share, module[-ends:], "mtp")) * model.mtp_modules
 
 
 def _outside(share: _Share, operations: Sequence[Operation], phase: str) -> Passes:

@@ -1,7 +1,8 @@
 """How the steps of a slot lie on its streams.
 
 A plain slot runs its pass as a chain, so that what nothing hides is exposed; with overlap within the slot its own parts
-run beside each other: shared experts beside the dispatch, weight gradients beside communication. An overlapped F&B slot
+run beside each other: shared experts beside the dispatch, weight gradients beside communication, tensor-parallel
+collectives of a product's backward beside its other half. An overlapped F&B slot
 interleaves two passes layer by layer, as DeepSeek-V3's published training trace shows
 (https://github.com/deepseek-ai/profile-data): on the compute stream attention(F), MLP(B), MLP(W), MLP(F), attention(B),
 attention(W); on the expert-parallel stream combine(B), dispatch(F), dispatch(B), combine(F). What that gains comes out
@@ -11,12 +12,14 @@ of the streams: there is no overlap factor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from typing import NamedTuple
 
 from simpipe.simulator.costs.operators import Passes, Step
 
 COMMUNICATION = ("dispatch", "combine")
+TENSOR = "tensor-parallel"
+"""The stream of collectives that belong to a product: `mlp.up.gather`, `mlp.up.scatter`, `mlp.up.reduce`."""
 
 
 class Piece(NamedTuple):
@@ -27,13 +30,21 @@ class Piece(NamedTuple):
     needs: tuple[int, ...]
 
 
+class Gradients(NamedTuple):
+    """The piece that completes the weight gradients of a leg of a pass, numbered in the order of the forward."""
+
+    piece: int
+    number: int
+    leg: str
+
+
 class Laid(NamedTuple):
-    """A slot laid out: its pieces in order, those with which each layer's forward begins, and those that complete the
-    weight gradients of a part of a layer."""
+    """A slot laid out: its pieces in order, those with which each pass of its forward begins, and those that complete
+    weight gradients."""
 
     pieces: tuple[Piece, ...]
     starts: tuple[int, ...]
-    gradients: tuple[int, ...]
+    gradients: tuple[Gradients, ...]
 
 
 class Leg(NamedTuple):
@@ -66,7 +77,7 @@ class _Layout:
         self.within_slot = within_slot
         self.pieces: list[Piece] = []
         self.starts: list[int] = []
-        self.gradients: list[int] = []
+        self.gradients: list[Gradients] = []
         self.at: list[tuple[int, ...]] = [(), ()]  # where each part's pass has got to
 
     def run(self, steps: Sequence[Step], part: int) -> None:
@@ -96,12 +107,44 @@ class _Layout:
         else:
             self.run(steps, part)
 
-    def weights(self, leg: dict[str, Leg], name: str, part: int) -> None:
-        """The weight gradients of a leg: beside what follows within a slot or beside a forward, else in the chain."""
-        steps = leg[name].steps if name in leg else ()
+    def inputs(self, steps: Sequence[Step], weights: Sequence[Step], part: int) -> tuple[Step, ...]:
+        """A leg of an input pass; returns which steps of its weight gradients are still to be run.
+
+        Within a slot, those of a product that tensor parallelism splits by columns run beside the reduction of its
+        input's gradient, and what is gathered for them comes beside the product before, as Megatron-LM does.
+        """
+        if not self.within_slot:
+            self.run(steps, part)
+            return tuple(weights)
+        pending = [(name, list(group)) for name, group in groupby(weights, lambda step: _product(step.name))]
+        gathered: dict[str, int] = {}
+        for step in steps:
+            product = _product(step.name)
+            group = next((steps for name, steps in pending if name == product), [])
+            if group and step.name == product and group[0].stream == TENSOR:
+                self.aside([group.pop(0)], part)
+                gathered[product] = len(self.pieces) - 1
+            before = self.at[part]
+            self.run([step], part)
+            if group and step.stream == TENSOR and step.name.endswith((".scatter", ".reduce")):
+                arrived, self.at[part] = self.at[part], before
+                while product in dict(pending):
+                    name, group = pending.pop(0)
+                    self.at[part] = (*before, *([gathered.pop(name)] if name in gathered else []))
+                    self.run(group, part)
+                self.at[part] = arrived
+        assert not gathered, "what is gathered for a weight gradient is for a product with a reduction behind it"
+        return tuple(step for _, group in pending for step in group)
+
+    def weights(self, steps: Sequence[Step], part: int) -> None:
+        """Weight gradients: beside what follows within a slot or beside a forward, else in the chain."""
         (self.aside if self.within_slot else self.run)(steps, part)
+
+    def completed(self, steps: Sequence[Step], since: int, number: int, leg: str) -> None:
+        """Note which of the pieces since one completes the weight gradients that some steps make."""
         if steps:
-            self.gradients.append(len(self.pieces) - 1)
+            last = max(n for n in range(since, len(self.pieces)) if self.pieces[n].step in steps)
+            self.gradients.append(Gradients(last, number, leg))
 
     def done(self) -> Laid:
         return Laid(tuple(self.pieces), tuple(self.starts), tuple(self.gradients))
@@ -114,16 +157,17 @@ def lay_out(forward: Sequence[Passes], backward: Sequence[Passes], parts: dict[s
     """The pieces of a slot. `parts`: which action (0 or 1) is of which kind; layers come in the order they run."""
     paired = len(parts) == 2
     layout = _Layout(within_slot or paired)
+    numbered = list(zip(range(len(backward) - 1, -1, -1), backward, strict=True))
     if paired:
-        for ahead, back in zip_longest(forward, backward):
+        for ahead, back in zip_longest(forward, numbered):
             _interleave(layout, ahead, back, parts["F"], parts["B"])
     elif "F" in parts:
         for layer in forward:
             _forward(layout, layer, 0)
     else:
         (kind,) = parts
-        for layer in backward:
-            _backward(layout, layer, kind, 0)
+        for number, layer in numbered:
+            _backward(layout, layer, number, kind, 0)
     return layout.done()
 
 
@@ -134,39 +178,49 @@ def _forward(layout: _Layout, layer: Passes, part: int) -> None:
         layout.forward(cut, name, part)
 
 
-def _backward(layout: _Layout, layer: Passes, kinds: str, part: int) -> None:
+def _backward(layout: _Layout, layer: Passes, number: int, kinds: str, part: int) -> None:
     inputs, weights = legs(layer.input), legs(layer.weight)
     for name in BACKWARD:
-        if kinds in ("I", "B") and name in inputs:
-            layout.run(inputs[name].steps, part)
-        if kinds in ("W", "B"):
-            layout.weights(weights, name, part)
+        since, made = len(layout.pieces), _steps(weights, name) if kinds in ("W", "B") else ()
+        rest = layout.inputs(_steps(inputs, name), made, part) if kinds in ("I", "B") else made
+        layout.weights(rest, part)
+        layout.completed(made, since, number, name)
 
 
-def _interleave(layout: _Layout, ahead: Passes | None, back: Passes | None, one: int, two: int) -> None:
+def _interleave(layout: _Layout, ahead: Passes | None, numbered: tuple[int, Passes] | None, one: int, two: int) -> None:
     """A layer of a forward (part `one`) with one of a backward (part `two`), in the order of each stream."""
-    if ahead is None or back is None:
+    if ahead is None or numbered is None:
         if ahead is not None:
             _forward(layout, ahead, one)
-        if back is not None:
-            _backward(layout, back, "B", two)
+        if numbered is not None:
+            _backward(layout, numbered[1], numbered[0], "B", two)
         return
+    number, back = numbered
     f, i, w = legs(ahead.forward), legs(back.input), legs(back.weight)
     layout.run(_steps(i, "combine"), two)
     layout.starts.append(len(layout.pieces))
     layout.run(_steps(f, "attention"), one)
     layout.run(_steps(f, "dispatch"), one)
-    layout.run(_steps(i, "mlp"), two)
+    since = len(layout.pieces)
+    rest = layout.inputs(_steps(i, "mlp"), _steps(w, "mlp"), two)
     grown = layout.at[two]
     layout.run(_steps(i, "dispatch"), two)
     arrived, layout.at[two] = layout.at[two], grown
-    layout.weights(w, "mlp", two)
+    layout.weights(rest, two)
+    layout.completed(_steps(w, "mlp"), since, number, "mlp")
     layout.at[two] = arrived
     layout.run(_steps(f, "mlp"), one)
     layout.run(_steps(f, "combine"), one)
-    layout.run(_steps(i, "attention"), two)
-    layout.weights(w, "attention", two)
+    since = len(layout.pieces)
+    layout.weights(layout.inputs(_steps(i, "attention"), _steps(w, "attention"), two), two)
+    layout.completed(_steps(w, "attention"), since, number, "attention")
 
 
 def _steps(cut: dict[str, Leg], name: str) -> tuple[Step, ...]:
     return cut[name].steps if name in cut else ()
+
+
+def _product(name: str) -> str:
+    """The operation that a collective is for: `mlp.up` of `mlp.up.scatter`."""
+    stem, _, last = name.rpartition(".")
+    return stem if last in ("gather", "scatter", "reduce") else name
