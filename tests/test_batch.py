@@ -68,11 +68,13 @@ def test_slots_alone_give_the_full_run_where_nothing_is_shared(schedule: str, tp
     ids=str,
 )
 def test_slots_alone_are_near_the_full_run(change: dict[str, object]) -> None:
-    """DeepSeek-V3's step, 32 micro-batches: at most 3 % too fast, exposed communication within 5 %."""
+    """DeepSeek-V3's step, 32 micro-batches: at most 1 % too fast, 5 % where reductions share links that are exposed;
+    exposed communication within 5 %."""
     case = cases.modelled(Scenario.of(V3 | {"global_batch": 32 * 128} | change))
     whole, exposed = slots.simulate(case.program, case.costs)
     full = simulate(case.program, case.costs)
-    assert 0.97 * full.makespan <= whole.makespan <= 1.001 * full.makespan
+    least = 0.95 if change == {"schedule": "1f1b"} else 0.99
+    assert least * full.makespan <= whole.makespan <= 1.001 * full.makespan
     assert exposed.mean() == pytest.approx(full.exposed_communication.mean(), rel=0.05)
     assert whole.activation_bytes.during == pytest.approx(full.activation_bytes.during)
 
