@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from simpipe.commands import calibration, experts, measuring, memory, planning, running, showing
+from simpipe.commands import calibration, experts, kernels, measuring, memory, planning, running, showing
 from simpipe.simulator.errors import SimpipeError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+tuning = typer.Typer(help="Find the best setting.", no_args_is_help=True)
 listing = typer.Typer(help="List what there is.", no_args_is_help=True)
 inspecting = typer.Typer(help="Show what a profile holds.", no_args_is_help=True)
 
@@ -32,6 +33,8 @@ app.command("schedule")(showing.show_schedule)
 app.command("moe")(experts.moe)
 app.command("kv")(memory.kv)
 app.command("savings")(memory.savings)
+app.add_typer(tuning, name="tune")
+tuning.command("comm")(kernels.tune_comm)
 app.add_typer(listing, name="list")
 listing.command("schedules")(showing.list_schedules)
 listing.command("models")(showing.list_models)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,9 +129,9 @@ def modelled_flags(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def scenario_of(
     path: Path | None, schedule: str | None, costs: str | None, microbatches: int | None, flags: dict[str, Any],
-    settings: list[str],
+    settings: list[str], completed: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Scenario:  # fmt: skip
-    """The scenario of a file and options, which override it."""
+    """The scenario of a file and options, which override it; `completed` adds what options alone leave open."""
     from simpipe.simulator.scenario import Scenario
 
     if costs is not None:
@@ -143,7 +144,7 @@ def scenario_of(
             raise SimpipeError(f"{key} is given twice: --{key.replace('_', '-')} {flags[key]} and --set {key}={value}")
     given = flags | {"schedule": schedule} | settled
     given = {key: value for key, value in given.items() if value is not None}
-    return Scenario.read(path, **given) if path else Scenario.of({"schedule": "dualpipe"} | given)
+    return Scenario.read(path, **given) if path else Scenario.of(completed({"schedule": "dualpipe"} | given))
 
 
 def overlaps(settings: list[str]) -> list[tuple[str, list[str]]]:

@@ -50,6 +50,7 @@ LAYERS = [
     "simulator.files",
     "simulator.scenario",
     "simulator.case",
+    "simulator.tuning",
     "simulator.comparison",
     "simulator.planning.tables",
     "simulator.planning.evaluation",

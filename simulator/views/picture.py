@@ -81,7 +81,7 @@ def check_width(width: float | None) -> None:
 def write(trace: Trace, path: Path, width: float | None = None) -> None:
     """Write one run as .png, .svg or .pdf, `width` inches wide or as wide as its blocks ask for. Raises OutputError."""
     check_width(width)
-    with _style():
+    with style():
         slot = detail.choose(trace)
         below = 0.0 if slot is None else _slot_inches(detail.operations(trace, slot))
         made = _figure([trace], below, width)
@@ -89,20 +89,20 @@ def write(trace: Trace, path: Path, width: float | None = None) -> None:
         _finish(made, [trace], below)
         if slot is not None:
             draw_slot(trace, slot, _slot_axes(made, below))
-        _save(made, path)
+        save(made, path)
 
 
 def write_comparison(traces: dict[str, Trace], path: str | Path, width: float | None = None) -> None:
     """Write several runs, by name, one above the other on one time axis. Raises OutputError."""
     ending(Path(path), ENDINGS)
     check_width(width)
-    with atomic(Path(path)) as draft, _style():
-        _save(figure(traces, width), draft)
+    with atomic(Path(path)) as draft, style():
+        save(figure(traces, width), draft)
 
 
 def figure(traces: dict[str, Trace], width: float | None = None) -> Figure:
     """Several runs, by name, one above the other on one time axis."""
-    with _style():
+    with style():
         made = _figure(list(traces.values()), width=width)
         for axes, (name, trace) in zip(made.axes, traces.items(), strict=True):
             draw(trace, axes, name)
@@ -114,7 +114,7 @@ def figure(traces: dict[str, Trace], width: float | None = None) -> Figure:
 def image(trace: Trace, width: float | None = None) -> bytes:
     """A run as a PNG."""
     file = io.BytesIO()
-    with _style():
+    with style():
         figure({trace.program.name: trace}, width).savefig(file, dpi=DPI, metadata={"Software": None}, format="png")
     return file.getvalue()
 
@@ -306,7 +306,8 @@ def _finish(figure: Figure, traces: list[Trace], below: float = 0.0) -> None:
     _add_legend(figure, _legend(traces), below)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the ending, without the date."""
     without: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
     metadata = without.get(path.suffix.lower(), {"CreationDate": None, "Creator": None, "Producer": None})
     figure.savefig(path, dpi=DPI, metadata=metadata)
@@ -343,7 +344,7 @@ def _add_legend(figure: Figure, kinds: list[str], below: float) -> None:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Matplotlib's settings for one picture: fixed fonts and identifiers, so that equal runs give equal bytes."""
     import matplotlib as mpl
 

@@ -1,0 +1,76 @@
+"""tune: how communication kernels should run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from simpipe.commands.options import (
+    Cp,
+    Ep,
+    File,
+    GlobalBatch,
+    Gpus,
+    Hardware,
+    Json,
+    MicrobatchSize,
+    ModelName,
+    Outs,
+    Precision,
+    Ranks,
+    Schedule,
+    Sequence,
+    Sets,
+    Tp,
+    modelled_flags,
+    print_json,
+    scenario_of,
+)
+
+
+def tune_comm(
+    scenario: File = None,
+    schedule: Schedule = None,
+    model: ModelName = None,
+    hardware: Hardware = None,
+    ep: Ep = None,
+    ranks: Ranks = None,
+    gpus: Gpus = None,
+    global_batch: GlobalBatch = None,
+    sequence: Sequence = None,
+    microbatch_size: MicrobatchSize = None,
+    tp: Tp = None,
+    cp: Cp = None,
+    precision: Precision = None,
+    set: Sets = None,
+    json: Json = False,
+    out: Outs = None,
+) -> None:
+    """Search SMs, warps and chunk size of dispatch and combine together for the shortest overlapped slot.
+
+    `--out` writes the scenario with the setting found (.yaml), or the landscape (.html, .png, .svg, .pdf). What options
+    leave open is as in DeepSeek-V3's training, on as few GPUs as it fits.
+    """
+    from simpipe.simulator import tuning, views
+    from simpipe.simulator.views import console, landscape
+
+    flags = modelled_flags(locals())
+    views.check_endings(out or [], (".yaml", *landscape.ENDINGS_OF_MAPS))
+    outs = [Path(path) for path in out or []]
+    found = tuning.tune(scenario_of(scenario, schedule, None, None, flags, set or [], tuning.completed), _heard)
+    for path in outs:
+        if path.suffix.lower() == ".yaml":
+            found.tuned.write(path)
+        else:
+            landscape.write_landscape(found, path)
+    if json:
+        print_json(tuning.to_dict(found))
+    else:
+        lines = [tuning.headline(found), "", *console.table(tuning.HEADER, tuning.rows(found))]
+        print("\n".join([*lines, *(f"wrote {path}" for path in outs)]))
+
+
+def _heard(done: int, total: int) -> None:
+    """How many settings were tried, on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\rtried {done} of {total} settings", end="" if done < total else "\n", file=sys.stderr, flush=True)
