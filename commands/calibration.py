@@ -16,7 +16,8 @@ def calibrate(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE...",
-            help="Timings: a .csv or .tsv table, a PyTorch profiler trace (.json, .json.gz); recognised by content.",
+            help="Timings: a .csv or .tsv table, a PyTorch profiler trace (.json, .json.gz), nccl-tests' output, "
+            "a table of collectives; recognised by content.",
         ),
     ] = None,
     base: Annotated[
@@ -55,11 +56,11 @@ def calibrate(
     loaded = Scenario.read(scenario).load() if scenario else None
     found = calibrations.calibrate(sources, base, loaded, classes)
     for path in map(Path, out or []):
+        if path.suffix.lower() == ".html":
+            report.write(found, path)
+            continue
         with atomic(path) as draft:
-            if path.suffix.lower() == ".toml":
-                draft.write_text(found.profile, encoding="utf-8", newline="\n")
-            else:
-                report.write(found, draft)
+            draft.write_text(found.profile, encoding="utf-8", newline="\n")
     if json:
         print_json(calibrations.to_dict(found))
     else:

@@ -358,3 +358,91 @@ def test_the_published_trace_becomes_a_profile() -> None:
     )
     (slots,) = told["slots"]
     assert slots["same_order"] == {"compute": True, "expert-parallel": True}
+
+
+# Collectives.
+
+NCCL_TEXT = """# nThread 1 nGpus 8 minBytes 8 maxBytes 1024
+# Using devices
+#  Rank  0 Group  0 Pid   1 on host device  0 [0x1b] NVIDIA H100
+#  Rank  1 Group  0 Pid   1 on host device  1 [0x43] NVIDIA H100
+#                                                              out-of-place                       in-place
+#       size         count      type   redop    root     time   algbw   busbw #wrong     time   algbw   busbw #wrong
+#        (B)    (elements)                               (us)  (GB/s)  (GB/s)            (us)  (GB/s)  (GB/s)
+     1048576        262144     float     sum      -1    20.00   52.43   52.43      0    21.00   49.93   49.93      0
+   134217728      33554432     float     sum      -1   600.00  223.70  223.70      0   610.00  220.03  220.03      0
+# Avg bus bandwidth    : 138.0
+"""
+
+
+def test_nccl_tests_text_is_read(tmp_path: Path) -> None:
+    """All-reduce is known by its ratio of bandwidths, 2 (n - 1) / n = 1, and its reduction."""
+    path = tmp_path / "all_reduce.txt"
+    path.write_text(NCCL_TEXT)
+    rows = readers.read(str(path), RULES).table
+    assert rows["operator"].tolist() == ["all_reduce"] * 2
+    assert rows["seconds"].tolist() == pytest.approx([20e-6, 600e-6])
+    assert rows["ranks"].tolist() == [2, 2]
+    path.write_text("# ./build/reduce_scatter_perf -b 8\n" + NCCL_TEXT)
+    assert set(readers.read(str(path), RULES).table["operator"]) == {"reduce_scatter"}
+
+
+def test_nccl_tests_json_is_read(tmp_path: Path) -> None:
+    result = {"size": 1048576, "out_of_place": {"time": 20.0, "alg_bw": 52.4, "bus_bw": 91.7}}
+    tree = {"args": ["/opt/all_gather_perf", "-b", "8"], "nccl_version": 22700, "nranks": 8, "results": [result]}
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(tree))
+    (row,) = readers.read(str(path), RULES).table.to_dict("records")
+    assert (row["operator"], row["bytes"], row["ranks"], row["seconds"]) == (
+        "all_gather",
+        1048576,
+        8,
+        pytest.approx(20e-6),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (NCCL_TEXT.replace("#  Rank", "#  Rnk"), "does not list its ranks"),
+        ("#       size         count      type\n", "without a row of results"),
+        (
+            NCCL_TEXT.replace("sum", "")
+            .replace("redop", "")
+            .replace("52.43   52.43", "60.00   30.00")
+            .replace("223.70  223.70", "200 100"),
+            "keep the line that names the program",
+        ),
+        ('{"nccl_version": 1, "size": ', "is truncated or no JSON"),
+        ('{"nccl_version": 1}', "names its program"),
+    ],
+)
+def test_unsound_nccl_tests_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "r.txt"
+    path.write_text(text)
+    with pytest.raises(TimingsError, match=message):
+        readers.read(str(path), RULES)
+
+
+def test_a_table_of_collectives_is_fitted(tmp_path: Path) -> None:
+    """A ring of known floor, hop and fill, written as people write such tables, with 3 % noise."""
+    from dataclasses import replace
+
+    from simpipe.simulator.costs import collectives
+
+    truth = replace(H100, collectives=replace(H100.collectives, floor=12e-6, hop=1.1e-6, fill=4e6))
+    random = np.random.default_rng(5)
+    lines = ["op,num_gpus,bytes,latency_ms"]
+    for ranks in (2, 4, 8):
+        for size in 2 ** np.arange(9, 30):
+            seconds = collectives.seconds(truth, collectives.all_gather(truth, float(size), ranks))
+            lines.append(f"all_gather,{ranks},{size},{1e3 * seconds * math.exp(0.03 * random.standard_normal())}")
+    path = tmp_path / "nccl.csv"
+    path.write_text("\n".join(lines))
+    (found,) = calibrate.calibrate([str(path)], "h100").curves
+    assert found.problem.key == "collectives"
+    assert found.fit.values == pytest.approx([12e-6, 1.1e-6, 4e6], rel=0.12)
+    assert (abs(found.fit.values - [12e-6, 1.1e-6, 4e6]) < 4 * found.fit.sigma).all()
+    path.write_text("op,num_gpus,bytes,latency_ms\nall_gathr,2,512,1\n")
+    with pytest.raises(TimingsError, match=r"line 2: collective is one of all_reduce, .* not 'all_gathr'"):
+        readers.read(str(path), RULES)

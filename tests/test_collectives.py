@@ -193,8 +193,7 @@ def test_a_group_is_spread_evenly_over_its_nodes() -> None:
 
 def test_latency_of_collectives_by_hand() -> None:
     wide = infinitely_wide(H100)
-    hop, leaf, spine = 0.2 * 3.33e-6, 2.8e-6, 3.7e-6
-    floor = collectives.FLOOR
+    floor, hop, leaf, spine = H100.collectives.floor, H100.collectives.hop, 2.8e-6, 3.7e-6
     assert collectives.all_gather(wide, MB, 8).latency == pytest.approx(floor + 7 * hop)
     assert collectives.all_reduce(wide, MB, 16).latency == pytest.approx(floor + 14 * hop + 2 * leaf)  # tree
     assert collectives.reduce_scatter(wide, MB, 16).latency == pytest.approx(floor + 14 * hop + leaf)

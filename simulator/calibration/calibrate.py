@@ -133,18 +133,7 @@ def _slots(slots: Slots) -> dict[str, Any]:
 
 def describe(found: Calibration) -> list[str]:
     """The same as text."""
-    lines = [f"{found.base.name} calibrated to {len(found.timings.table)} timings"]
-    for kernels in found.timings.kernels:
-        total = sum(kernels.seconds.values()) or 1.0
-        ordered = sorted(kernels.seconds.items(), key=lambda item: -item[1])
-        lines.append("kernels: " + ", ".join(f"{kind} {seconds / total:.1%}" for kind, seconds in ordered))
-        if kernels.guessed:
-            share = sum(kernels.guessed.values()) / total
-            lines.append(
-                f"no pattern knows {len(kernels.guessed)} names, {share:.2%} of the time, taken as memory_bound:"
-            )
-            lines += [f"  {seconds * 1e6:9.1f} us  {name[:90]}" for name, seconds in list(kernels.guessed.items())[:5]]
-    lines += list(found.timings.remarks)
+    lines = [f"{found.base.name} calibrated to {len(found.timings.table)} timings", *about(found)]
     for curve in found.curves:
         mean, absolute = curve.error(curve.judged)
         seen = f"{curve.tested.sum()} left out" if curve.tested.any() else "none left out"
@@ -178,3 +167,19 @@ def _describe_slots(slots: Slots) -> list[str]:
         both = f"{measured * 1e3:8.3f} ms measured {simulated * 1e3:8.3f} ms simulated"
         lines.append(f"  {name:<14}{both}  {simulated / measured - 1:+.1%}")
     return lines
+
+
+def about(found: Calibration) -> list[str]:
+    """What the kernels of traces are, what was guessed, and remarks on how files were read."""
+    lines = []
+    for kernels in found.timings.kernels:
+        total = sum(kernels.seconds.values()) or 1.0
+        ordered = sorted(kernels.seconds.items(), key=lambda item: -item[1])
+        lines.append("kernels: " + ", ".join(f"{kind} {seconds / total:.1%}" for kind, seconds in ordered))
+        if kernels.guessed:
+            share = sum(kernels.guessed.values()) / total
+            lines.append(
+                f"no pattern knows {len(kernels.guessed)} names, {share:.2%} of the time, taken as memory_bound:"
+            )
+            lines += [f"  {seconds * 1e6:9.1f} us  {name[:90]}" for name, seconds in list(kernels.guessed.items())[:5]]
+    return lines + list(found.timings.remarks)

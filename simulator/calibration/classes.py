@@ -12,7 +12,7 @@ from simpipe.simulator.calibration.timings import TimingsError
 
 OWN = Path(__file__).with_name("kernel_classes.toml")
 
-COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "send_recv", "broadcast")
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
 COMMUNICATION = ("dispatch", "combine", "wait", *COLLECTIVES, "communication")
 """Classes of kernels that move bytes between GPUs, or wait for those that do."""
 

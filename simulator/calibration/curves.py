@@ -7,6 +7,7 @@ the profile's own (`costs/cluster.py`): nothing is computed here that a simulati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 
 from simpipe.simulator import kernels
 from simpipe.simulator.calibration import fitting
+from simpipe.simulator.calibration.classes import COLLECTIVES
 from simpipe.simulator.calibration.fitting import Fit, Parameter
 from simpipe.simulator.calibration.timings import OPTIONAL, SHAPES, Timings, TimingsError, parse
 from simpipe.simulator.costs import cluster as machines
-from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Cluster
+from simpipe.simulator.costs import collectives as communication
+from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Cluster, CollectiveCurve
 from simpipe.simulator.kernels import Floats
 
 if TYPE_CHECKING:
@@ -27,6 +30,9 @@ Flags = NDArray[np.bool_]
 
 MOST_POINTS = 2000
 """Timings that a fit takes, evenly chosen by their work: more make it no surer than the curve is right."""
+
+MOST_COLLECTIVES = 400
+"""The same of collectives, which are costed one by one."""
 
 FEWEST = 8
 """Timings below which all are fitted and none is left to test with."""
@@ -51,6 +57,7 @@ _ATTENTION = (
     ("sharpness", 1.0, 10.0, 0.5, 0.0),
     ("floor", 0.0, 2e-4, 0.7, 1e-6),
 )
+_COLLECTIVES = (("floor", 0.0, 1e-3, 1.0, 1e-6), ("hop", 0.0, 1e-4, 1.0, 1e-7), ("fill", 0.0, 1e9, 1.0, 1e4))
 _MEMORY = (("efficiency", 0.02, 1.0, 0.5, 0.0), ("floor", 0.0, 2e-4, 0.7, 1e-6))
 """Of each parameter: name, bounds, how unsure it is before any timing is seen, and in which scale (see Parameter)."""
 
@@ -110,7 +117,9 @@ class Curve(NamedTuple):
 def fit(timings: Timings, cluster: Cluster) -> list[Curve]:
     """A curve for each operator and format that the profile has one of. Raises TimingsError where there is none."""
     found = []
-    for (operator, format), table in timings.table.groupby(["operator", "format"], sort=True):
+    together = timings.table["operator"].replace(dict.fromkeys(COLLECTIVES, "collectives"))
+    format_ = timings.table["format"].where(together != "collectives", "")
+    for (operator, format), table in timings.table.groupby([together, format_], sort=True):
         if str(operator) in _PROBLEMS:
             problem = _PROBLEMS[str(operator)](cluster, str(operator), str(format), table)
             found.append(_fitted(str(operator), str(format), problem, table))
@@ -125,7 +134,8 @@ def fit(timings: Timings, cluster: Cluster) -> list[Curve]:
 def _fitted(operator: str, format: str, problem: Problem, table: pd.DataFrame) -> Curve:
     measured = table["seconds"].to_numpy(float)
     tested = _tested(table, problem.work)
-    seen = _evenly(np.flatnonzero(~tested), problem.work)
+    most = MOST_COLLECTIVES if operator == "collectives" else MOST_POINTS
+    seen = _evenly(np.flatnonzero(~tested), problem.work, most)
     result = fitting.fit(lambda values: problem.seconds(values, seen), measured[seen], problem.parameters)
     predicted = problem.seconds(result.values, np.arange(len(table)))
     return Curve(operator, format, problem, result, measured, predicted, tested, tuple(sorted(set(table["source"]))))
@@ -141,10 +151,10 @@ def _tested(table: pd.DataFrame, work: Floats) -> Flags:
     return np.zeros(len(table), bool) if tested.all() else np.asarray(tested, bool)
 
 
-def _evenly(rows: NDArray[np.int64], work: Floats) -> NDArray[np.int64]:
-    """At most MOST_POINTS of some rows, evenly by their work."""
+def _evenly(rows: NDArray[np.int64], work: Floats, most: int) -> NDArray[np.int64]:
+    """At most so many of some rows, evenly by their work."""
     ordered = rows[np.argsort(work[rows], kind="stable")]
-    chosen = np.linspace(0, len(ordered) - 1, min(len(ordered), MOST_POINTS)).round().astype(int)
+    chosen = np.linspace(0, len(ordered) - 1, min(len(ordered), most)).round().astype(int)
     return np.asarray(ordered[chosen])
 
 
@@ -231,6 +241,30 @@ def _memory(cluster: Cluster, operator: str, format: str, table: pd.DataFrame) -
     return Problem("gpu.memory_bound", _parameters(_MEMORY, cluster.gpu.memory_bound), seconds, moved, "bytes")
 
 
+def _collectives(cluster: Cluster, operator: str, format: str, table: pd.DataFrame) -> Problem:
+    """By the functions that a simulation calls, of a machine with other parameters."""
+    rows = list(zip(table["operator"], table["bytes"].tolist(), table["ranks"].astype(int), strict=True))
+    bad = next((row for row in rows if row[1] <= 0 or row[2] < 2), None)
+    if bad:
+        place = table["source"].iloc[0]
+        raise TimingsError(f"{place}: a collective has bytes and at least 2 ranks, not {bad[1]:g} and {bad[2]}")
+
+    def seconds(values: Floats, chosen: Any) -> Floats:
+        machine = replace(cluster, collectives=CollectiveCurve(*values.tolist()))
+        return np.array([_alone(machine, *rows[row]) for row in chosen])
+
+    parameters = _parameters(_COLLECTIVES, cluster.collectives)
+    return Problem("collectives", parameters, seconds, table["bytes"].to_numpy(float), "bytes")
+
+
+def _alone(cluster: Cluster, operator: str, size: float, ranks: int) -> float:
+    if operator == "send_recv":
+        exchange = communication.point_to_point(cluster, size, 0, 1)
+    else:
+        exchange = getattr(communication, operator)(cluster, size, ranks)
+    return communication.seconds(cluster, exchange)
+
+
 def _constant(cluster: Cluster, operator: str, format: str, table: pd.DataFrame) -> Problem:
     """A time that depends on nothing."""
 
@@ -247,6 +281,7 @@ _PROBLEMS: dict[str, Callable[[Cluster, str, str, pd.DataFrame], Problem]] = {
     "attention_forward": _attention,
     "attention_backward": _attention,
     "memory_bound": _memory,
+    "collectives": _collectives,
     "kernel_gap": _constant,
     "launch_latency": _constant,
 }

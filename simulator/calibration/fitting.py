@@ -44,12 +44,15 @@ class Parameter(NamedTuple):
     def into(self, value: Floats | float) -> Floats:
         return np.asarray(value if self.shift is None else np.log(np.asarray(value) + self.shift), float)
 
+    def freely(self, value: Floats | float) -> Floats:
+        return np.asarray(value if self.shift is None else np.exp(value) - self.shift, float)
+
     def back(self, value: Floats | float) -> Floats:
-        return np.clip(value if self.shift is None else np.exp(value) - self.shift, self.low, self.high)
+        return np.clip(self.freely(value), self.low, self.high)
 
 
 class Fit(NamedTuple):
-    """values, sigma: (parameters,) with a standard deviation each. draws: (DRAWS, parameters) as likely as the data
+    """values, sigma: (parameters,) with a standard deviation each, bounds aside. draws: (DRAWS, parameters) as the data
     allow. residuals: (points,) log of predicted over measured time. scale: their standard deviation, outliers aside."""
 
     values: Floats
@@ -96,8 +99,9 @@ def fit(curve: Curve, measured: Floats, parameters: list[Parameter]) -> Fit:
     draws = _bootstrap(apart(at) / scale, slopes / scale, (at - prior) / width, width)
     moved = np.clip(at + draws, *bounds)
     back = np.array([p.back(column) for p, column in zip(parameters, moved.T, strict=True)]).T
+    free = np.array([p.freely(column) for p, column in zip(parameters, (at + draws).T, strict=True)])
     values = np.array([float(p.back(x)) for p, x in zip(parameters, at, strict=True)])
-    return Fit(values, back.std(axis=0), back, apart(at), scale)
+    return Fit(values, free.std(axis=1), back, apart(at), scale)
 
 
 def spread(residuals: Floats) -> float:

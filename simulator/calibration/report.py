@@ -3,18 +3,15 @@ beside the one simulated on the fitted profile."""
 
 from __future__ import annotations
 
-import html
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simpipe.simulator.calibration.calibrate import Calibration, describe
+from simpipe.simulator.calibration.calibrate import Calibration, about
 from simpipe.simulator.calibration.curves import Curve
 from simpipe.simulator.calibration.slot import Slots
-from simpipe.simulator.views import palette
-from simpipe.simulator.views.document import CONFIG, POLICY
+from simpipe.simulator.views import document, palette
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,24 +21,19 @@ MOST_DRAWN = 600
 
 
 def write(found: Calibration, path: Path) -> None:
-    """Write the page."""
-    from plotly.offline import get_plotlyjs
-
-    figures = [draw_slots(slots) for slots in found.slots] + [draw_curve(curve) for curve in found.curves]
-    divisions, calls = [], []
-    for number, figure in enumerate(figures):
-        divisions.append(f'<div id="f{number}" style="height:{figure.layout.height}px"></div>')
-        embedded = str(figure.to_json(engine="json")).replace("<", "\\u003c")
-        calls.append(f'{{const f = {embedded}; Plotly.newPlot("f{number}", f.data, f.layout, {json.dumps(CONFIG)});}}')
-    page = PAGE.format(
-        policy=POLICY,
-        title=html.escape(f"{found.base.name}, calibrated"),
-        figures="\n".join(divisions),
-        text=html.escape("\n".join(describe(found))),
-        plotly=get_plotlyjs(),
-        calls="\n".join(calls),
-    )
-    path.write_text(page, encoding="utf-8", newline="\n")
+    """Write the page. Raises OutputError."""
+    parts: list[document.Part] = [document.Text(line) for line in about(found)]
+    for slots in found.slots:
+        phases = [(name, *slots.seconds(name)) for name in dict.fromkeys(phase.name for phase in slots.measured)]
+        rows = [(name, f"{1e3 * m:.3f}", f"{1e3 * s:.3f}", f"{s / m - 1:+.1%}") for name, m, s in phases]
+        table = document.Table(("phase, mean of its layers", "measured, ms", "simulated, ms", "error"), rows)
+        parts += [document.Chart(draw_slots(slots)), table]
+    for curve in found.curves:
+        fitted = zip(curve.names, curve.fit.values, curve.fit.sigma, curve.problem.parameters, strict=True)
+        rows = [(n, f"{value:.4g}", f"{sigma:.2g}", f"{p.start:.4g}") for n, value, sigma, p in fitted]
+        table = document.Table(("parameter", "fitted", "standard deviation", "base"), rows)
+        parts += [document.Chart(draw_curve(curve)), table]
+    document.write(f"{found.base.name}, calibrated to {len(found.timings.table)} timings", parts, path)
 
 
 def draw_curve(curve: Curve) -> go.Figure:
@@ -105,29 +97,3 @@ def draw_slots(slots: Slots) -> go.Figure:
         margin={"l": 190, "r": 20, "t": 50, "b": 50},
     )  # fmt: skip
     return figure
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 14px/1.45 system-ui, sans-serif; color: #1b1b1b; margin: 18px 24px; }}
-h1 {{ font-size: 18px; margin: 0 0 4px; }}
-pre {{ font: 12.5px/1.4 ui-monospace, monospace; overflow-x: auto; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{figures}
-<pre>{text}</pre>
-<script>{plotly}</script>
-<script>
-{calls}
-</script>
-</body>
-</html>
-"""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from simpipe.simulator.calibration.curves import Curve
 
-IN_MICROSECONDS = ("floor", "kernel_gap", "launch_latency")
-"""Parameters that a profile spells with `_us`."""
+UNITS = dict.fromkeys(("floor", "hop", "kernel_gap", "launch_latency"), ("_us", 1e6)) | {"fill": ("_bytes", 1.0)}
+"""How a profile spells a parameter that has a unit, and what its SI value is multiplied by."""
 
 
 def profile(curves: Sequence[Curve], base: str, remarks: Sequence[str]) -> str:
@@ -40,7 +40,7 @@ def _said(curve: Curve) -> list[str]:
 def _figures(curve: Curve) -> list[str]:
     lines = []
     for name, value, sigma in zip(curve.names, curve.fit.values, curve.fit.sigma, strict=True):
-        unit, scale = ("_us", 1e6) if name in IN_MICROSECONDS else ("", 1.0)
+        unit, scale = UNITS.get(name, ("", 1.0))
         lines.append(f"{name}{unit} = {{ value = {value * scale:.5g}, uncertainty = {sigma * scale:.2g} }}")
     return lines
 

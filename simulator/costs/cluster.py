@@ -193,6 +193,17 @@ class ExchangeKernel:
     l2_exponent: Amount
 
 
+@dataclass(frozen=True)
+class CollectiveCurve:
+    """What a collective takes beside its bytes: seconds before the first, a `hop` for each step over NVLink (one over
+    the network takes the network's latency), and bytes that `fill` the pipeline at NVLink's bandwidth: t chunks of the
+    best size make bytes/bandwidth = T last T + 2 sqrt(fill T)."""
+
+    floor: Seconds
+    hop: Seconds
+    fill: Overhead
+
+
 class Attention(NamedTuple):
     """Shape of an attention; causal queries are the last ones of the keys."""
 
@@ -222,6 +233,7 @@ class Cluster:
     node: Node
     network: Network
     exchange: ExchangeKernel
+    collectives: CollectiveCurve
     price: Price = None
 
     @property

@@ -33,15 +33,6 @@ from simpipe.simulator.costs.exchange_kernels import KernelSetting, Spread, Way
 SCALE_BYTES = 4 / 128
 """fp8 carries an fp32 scale for every 128 elements (DeepSeek-V3, arXiv 2412.19437, section 3.3)."""
 
-FLOOR = 6.3e-6
-NVLINK_HOP = 0.2
-FILL_BYTES = 2.0e6
-"""Collectives, rounded from fits of nccl_intra_node.csv: seconds before the first byte, a ring's step as a share of
-NVLink's latency (which is end to end, software included; a step over the network takes all of the network's), and the
-bytes that fill the pipeline, at NVLink's bandwidth. Error from 64 MiB on, from 1 MiB, and below: 7, 12, 17 % on H100;
-6, 12, 23 % on A100, where it is mostly too short. All-reduces of 8 H100 in the switch: 1.9, 10, 4 %, of 4 by a ring:
-7, 19, 16 %. Across nodes nothing was fitted; 4 nodes of 8 B200 come out within 1 % from 1 GiB on, too fast below."""
-
 
 class Exchange(NamedTuple):
     """What one GPU's links have to do: seconds of `latency`, then bytes sent over each link, side by side, the two
@@ -316,9 +307,9 @@ def _filled(cluster: Cluster, hops: int, across: float, exchange: Exchange) -> E
     """With the latency of NVLink `hops`, that of the network (`across`), and of filling the pipeline."""
     if exchange.network_bytes + exchange.nvlink_bytes == 0:
         return NOTHING
-    fill = math.sqrt(FILL_BYTES / nvlink_bandwidth(cluster) * _moving(cluster, exchange))
-    within = hops * NVLINK_HOP * cluster.node.nvlink.latency
-    return exchange._replace(latency=FLOOR + within + across + 2 * fill)
+    floor, hop, fill = vars(cluster.collectives).values()
+    filling = math.sqrt(fill / nvlink_bandwidth(cluster) * _moving(cluster, exchange))
+    return exchange._replace(latency=floor + hops * hop + across + 2 * filling)
 
 
 def _across(cluster: Cluster, share: float) -> float:
