@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from simpipe.commands.options import (
@@ -25,6 +24,7 @@ from simpipe.commands.options import (
     modelled_flags,
     print_json,
     scenario_of,
+    told,
 )
 
 
@@ -71,6 +71,4 @@ def tune_comm(
 
 
 def _heard(done: int, total: int) -> None:
-    """How many settings were tried, on a terminal."""
-    if sys.stderr.isatty():
-        print(f"\rtried {done} of {total} settings", end="" if done < total else "\n", file=sys.stderr, flush=True)
+    told(f"tried {done} of {total} settings", last=done == total)
