@@ -158,7 +158,7 @@ OLD = Parallel(
 
 OLD_SAID = (
     "profile a100; bf16 kernels stand for fp16 ones; attention fused, though the runs had unfused kernels and dropout",
-    "no ZeRO: fp16 gradients all-reduced after the last backward; no gradients of the tied table between the first "
+    "no ZeRO: fp16 gradients all-reduced after the last backward, those of the tied table then between the first "
     "and the last stage; a slot's collectives and products one after another (Megatron hides some in the backward)",
 )
 
