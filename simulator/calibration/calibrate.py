@@ -50,6 +50,8 @@ def calibrate(
         timings = Timings(table, tuple(r for m in matched for r in m.remarks), together.traces, together.kernels)
     fitted = tuple(curves.fit(timings, cluster))
     text = writing.profile(fitted, base, timings.remarks)
+    if loaded and timings.traces:
+        text += writing.BESIDE
     found = Calibration(cluster, fitted, timings, text)
     if not loaded:
         return found

@@ -21,6 +21,8 @@ from simpipe.simulator.calibration.timings import OPTIONAL, SHAPES, Timings, Tim
 from simpipe.simulator.costs import cluster as machines
 from simpipe.simulator.costs import collectives as communication
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Cluster, CollectiveCurve
+from simpipe.simulator.costs.exchange_kernels import KernelSetting
+from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.kernels import Floats
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ _GEMM = (
     ("tile_half", 0.0, 200.0, 1.5, 1.0),
     ("k_ramp", 0.0, 2000.0, 1.0, 50.0),
     ("wave_quantisation", 0.0, 1.0, 0.3, None),
-    ("memory_efficiency", 0.05, 1.0, 0.4, 0.0),
+    ("memory_efficiency", 0.05, 1.0, 0.8, 0.0),
     ("sharpness", 1.0, 10.0, 0.5, 0.0),
     ("floor", 0.0, 2e-4, 0.7, 1e-6),
 )
@@ -58,6 +60,13 @@ _ATTENTION = (
     ("floor", 0.0, 2e-4, 0.7, 1e-6),
 )
 _COLLECTIVES = (("floor", 0.0, 1e-3, 1.0, 1e-6), ("hop", 0.0, 1e-4, 1.0, 1e-7), ("fill", 0.0, 1e9, 1.0, 1e4))
+_EXCHANGE = (
+    ("warp_bandwidth", 1e7, 1e12, 0.5, 0.0),
+    ("network_efficiency", 0.05, 1.0, 0.3, 0.0),
+    ("nvlink_efficiency", 0.05, 1.0, 0.3, 0.0),
+    ("dispatch_floor", 0.0, 1e-3, 0.7, 1e-6),
+    ("combine_floor", 0.0, 1e-3, 0.7, 1e-6),
+)
 _MEMORY = (("efficiency", 0.02, 1.0, 0.5, 0.0), ("floor", 0.0, 2e-4, 0.7, 1e-6))
 """Of each parameter: name, bounds, how unsure it is before any timing is seen, and in which scale (see Parameter)."""
 
@@ -117,8 +126,8 @@ class Curve(NamedTuple):
 def fit(timings: Timings, cluster: Cluster) -> list[Curve]:
     """A curve for each operator and format that the profile has one of. Raises TimingsError where there is none."""
     found = []
-    together = timings.table["operator"].replace(dict.fromkeys(COLLECTIVES, "collectives"))
-    format_ = timings.table["format"].where(together != "collectives", "")
+    together = timings.table["operator"].replace(_TOGETHER)
+    format_ = timings.table["format"].where(~together.isin(set(_TOGETHER.values())), "")
     for (operator, format), table in timings.table.groupby([together, format_], sort=True):
         if str(operator) in _PROBLEMS:
             problem = _PROBLEMS[str(operator)](cluster, str(operator), str(format), table)
@@ -134,7 +143,7 @@ def fit(timings: Timings, cluster: Cluster) -> list[Curve]:
 def _fitted(operator: str, format: str, problem: Problem, table: pd.DataFrame) -> Curve:
     measured = table["seconds"].to_numpy(float)
     tested = _tested(table, problem.work)
-    most = MOST_COLLECTIVES if operator == "collectives" else MOST_POINTS
+    most = MOST_COLLECTIVES if operator in _TOGETHER.values() else MOST_POINTS
     seen = _evenly(np.flatnonzero(~tested), problem.work, most)
     result = fitting.fit(lambda values: problem.seconds(values, seen), measured[seen], problem.parameters)
     predicted = problem.seconds(result.values, np.arange(len(table)))
@@ -265,6 +274,46 @@ def _alone(cluster: Cluster, operator: str, size: float, ranks: int) -> float:
     return communication.seconds(cluster, exchange)
 
 
+def _exchange(cluster: Cluster, operator: str, format: str, table: pd.DataFrame) -> Problem:
+    """Dispatch and combine, the kernels' settings as a scenario has them by default."""
+    shapes: dict[Any, list[int]] = {}
+    for way in ("dispatch", "combine"):
+        part = table[table["operator"] == way]
+        shapes |= dict(zip(part.index, _shapes(part, way).tolist(), strict=True))
+    usual = Parallel(ranks=1, gpus=1, global_batch=1, sequence=1)
+    rows = []
+    for index, row in table.iterrows():
+        tokens, hidden, topk, experts, limit = shapes[index]
+        sms, ep, element = int(row["sms"]), int(row["ranks"]), BYTES_PER_ELEMENT.get(row["format"])
+        if element is None or ep < 2 or not 1 <= sms <= cluster.gpu.sms:
+            wanted = f"a format of {', '.join(BYTES_PER_ELEMENT)}, 2 or more ranks and 1 to {cluster.gpu.sms} SMs"
+            raise TimingsError(
+                f"{row['source']}: {row['operator']} has {wanted}, not {row['format']!r}, {ep} and {sms}"
+            )
+        setting = KernelSetting(sms, usual.communication_warps, usual.communication_chunk)
+        rows.append((row["operator"], (tokens, topk, hidden, element, ep, limit or None, experts, setting)))
+
+    def seconds(values: Floats, chosen: Any) -> Floats:
+        fitted = dict(zip((name for name, *_ in _EXCHANGE), values.tolist(), strict=True))
+        machine = replace(cluster, exchange=replace(cluster.exchange, wait=0.0, **fitted))
+        times = {row: communication.seconds(machine, getattr(communication, row[0])(machine, *row[1])) for row in
+                 {rows[index] for index in chosen}}  # fmt: skip
+        return np.array([times[rows[index]] for index in chosen])
+
+    work = np.array([row[1][0] for row in rows], float)
+    return Problem("exchange", _parameters(_EXCHANGE, cluster.exchange), seconds, work, "tokens")
+
+
+def _wait(cluster: Cluster, operator: str, format: str, table: pd.DataFrame) -> Problem:
+    """What exchanges wait for other ranks, whatever they move."""
+
+    def seconds(values: Floats, chosen: Any) -> Floats:
+        return np.full(len(chosen), values[0])
+
+    start = cluster.exchange.wait or float(table["seconds"].median())
+    return Problem("exchange", [Parameter("wait", start, 1e-9, 1.0, 1.0)], seconds, np.ones(len(table)), "")
+
+
 def _constant(cluster: Cluster, operator: str, format: str, table: pd.DataFrame) -> Problem:
     """A time that depends on nothing."""
 
@@ -282,7 +331,12 @@ _PROBLEMS: dict[str, Callable[[Cluster, str, str, pd.DataFrame], Problem]] = {
     "attention_backward": _attention,
     "memory_bound": _memory,
     "collectives": _collectives,
+    "exchange": _exchange,
+    "exchange_wait": _wait,
     "kernel_gap": _constant,
     "launch_latency": _constant,
 }
 """What a profile has curves of."""
+
+_TOGETHER = dict.fromkeys(COLLECTIVES, "collectives") | dict.fromkeys(("dispatch", "combine"), "exchange")
+"""Operators that one curve explains, whatever their formats."""

@@ -42,7 +42,7 @@ def timings(trace: Trace, model: Model, cluster: Cluster, parallel: Parallel, cl
         half = inside.loc[inside["range"] == name, "visit"].max() // 2
         wanted = _kernels(passes, *part)
         found = _paired(kernels, wanted, trace.sms or cluster.gpu.sms, shared, str(name))
-        found += _gaps(kernels, wanted)
+        found += _gaps(kernels, wanted) + _exchanged(kernels, model, parallel)
         rows += [{**row, "tested": int(visit > half)} for row in found]
     if not rows:
         names = ", ".join(sorted(set(inside["range"]))[:8]) or "none"
@@ -95,6 +95,26 @@ def _shape(kernel: Kernel) -> str:
     m, (_, n, k) = sum(shape[0] for shape in kernel.shape), kernel.shape[0]
     groups = {"groups": len(kernel.shape)} if kernel.family == "grouped_gemm" else {}
     return write_shape(m=m, n=n, k=k, **groups, output_bytes=round(kernel.output_bytes))
+
+
+def _exchanged(kernels: pd.DataFrame, model: Model, parallel: Parallel) -> list[dict[str, Any]]:
+    """Kernels that move tokens between experts, and the time in which others of their range only wait."""
+    moving = kernels[kernels["kind"].isin(("dispatch", "combine"))]
+    if not len(moving) or model.experts is None:
+        return []
+    p, experts = parallel, model.experts
+    limit = experts.groups_per_token if experts.groups_per_token < experts.groups else 0
+    shape = write_shape(
+        tokens=p.tokens // (p.cp * p.tp), hidden=model.hidden, topk=experts.topk, experts=experts.routed,
+        nodes_per_token=limit,
+    )  # fmt: skip
+    formats = {"dispatch": p.dispatch_format, "combine": p.combine_format}
+    rows = [
+        {"operator": kind, "format": formats[kind], "shape": shape, "sms": blocks, "ranks": p.ep, "seconds": seconds}
+        for kind, blocks, seconds in zip(moving["kind"], moving["blocks"], moving["seconds"], strict=True)
+    ]
+    waits = traces.busy(kernels[kernels["kind"] == "wait"])
+    return [*rows, {"operator": "exchange_wait", "seconds": waits}] if waits else rows
 
 
 def _gaps(kernels: pd.DataFrame, wanted: Sequence[Kernel]) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 A phase is a part of a layer's pass on a stream, as the trace names its ranges. Computation is measured from its first
 kernel's start to its last one's end; an exchange by the kernels that move tokens, since how long it waits for other
-ranks one rank's trace does not explain.
+ranks one rank's trace does not explain. Where the trace's products never have more blocks than SMs that its exchanges
+leave, they are taken to keep off those SMs all the time, as DeepSeek's do, and not only while an exchange runs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from simpipe.simulator.calibration import trace as traces
 from simpipe.simulator.calibration.classes import Classes
+from simpipe.simulator.calibration.match import PRODUCTS
 from simpipe.simulator.calibration.trace import Trace as Recorded
 from simpipe.simulator.costs import operators
 from simpipe.simulator.costs.cluster import Cluster
@@ -82,12 +84,30 @@ def compare(recorded: Recorded, model: Model, cluster: Cluster, parallel: Parall
         return None
     layers = int(named.loc[named["range"] == names["forward", "mlp"], "visit"].max()) + 1
     one = operators.passes(model, cluster, parallel, load_stack(), model.layer(model.layers - 1))
+    if _keeps_off(recorded):
+        one = Passes(*(tuple(map(_beside, steps)) for steps in one))
     passes = tuple(_numbered(one, names, ahead, layers - 1 - ahead) for ahead in range(layers))
     alone = replace(parallel, ranks=1, gpus=parallel.gpus // parallel.ranks, stage_layers="even", zero=0)
     trace = simulated(LayersOnly(model, cluster, alone, layers=passes))
     measured = _measured(named, set(names.values()), names)
+    waits = cluster.exchange.wait
     start, end = float(trace.slot_start[1]), float(trace.slot_end[1])
-    return Slots(tuple(measured), tuple(_simulated(trace)), recorded.span, end - start)
+    return Slots(tuple(measured), tuple(_simulated(trace, waits)), recorded.span, end - start)
+
+
+def _keeps_off(recorded: Recorded) -> bool:
+    """Whether products leave an exchange's SMs to it even while none runs."""
+    products = recorded.kernels[recorded.kernels["kind"].isin(PRODUCTS)]
+    exchanges = recorded.kernels[recorded.kernels["kind"].isin(("dispatch", "combine"))]
+    if not len(products) or not len(exchanges):
+        return False
+    return bool(products["blocks"].quantile(0.9) <= recorded.sms - exchanges["blocks"].median())
+
+
+def _beside(step: Step) -> Step:
+    """A step with products, always as long as beside an exchange."""
+    has_products = any(kernel.family in PRODUCTS for kernel in step.kernels)
+    return step._replace(seconds=step.beside) if has_products else step
 
 
 def _numbered(passes: Passes, names: dict[tuple[str, str], str], ahead: int, back: int) -> Passes:
@@ -109,14 +129,14 @@ def _measured(named: Any, known: set[str], names: dict[tuple[str, str], str]) ->
     found = []
     for (name, visit), kernels in named[named["range"].isin(known)].groupby(["range", "visit"]):
         start, end = float(kernels["start"].min()), float((kernels["start"] + kernels["seconds"]).max())
-        moving = kernels[kernels["kind"].isin(COMMUNICATION)]
+        moving = kernels[kernels["kind"].isin(COMMUNICATION)]  # the parts of a layer are called as the kernels are
         seconds = traces.busy(moving) if name in talking else end - start
         stream = "expert-parallel" if name in talking else "compute"
         found.append(Phase(str(name), int(visit), stream, start - origin, end - origin, seconds))
     return sorted(found, key=lambda phase: phase.start)
 
 
-def _simulated(trace: Trace) -> list[Phase]:
+def _simulated(trace: Trace, waits: float) -> list[Phase]:
     frame = trace.to_frame()
     frame = frame[(frame["slot"] == 1) & frame["operation"].str.contains(":", regex=False)]
     origin = float(trace.slot_start[1])
@@ -126,6 +146,6 @@ def _simulated(trace: Trace) -> list[Phase]:
         start, end = float(tasks["start"].min()), float(tasks["end"].max())
         stream = "expert-parallel" if (tasks["stream"] == "expert-parallel").all() else "compute"
         longest = float((tasks["end"] - tasks["start"]).max())
-        seconds = longest if stream == "expert-parallel" else end - start
+        seconds = longest - waits if stream == "expert-parallel" else end - start
         found.append(Phase(name, int(layer), stream, start - origin, end - origin, seconds))
     return sorted(found, key=lambda phase: phase.start)

@@ -32,6 +32,7 @@ SHAPES = {
     "all_to_all": (),
     "broadcast": (),
     "send_recv": (),
+    "exchange_wait": (),
     "dispatch": ("tokens", "hidden", "topk", "experts"),
     "combine": ("tokens", "hidden", "topk", "experts"),
     "F": ("stage",),
@@ -42,8 +43,14 @@ SHAPES = {
 }
 """The operators that a timing can be of, and what their shapes say. A grouped GEMM's rows, m, are of all its groups."""
 
-OPTIONAL = {"gemm": {"output_bytes": 2}, "grouped_gemm": {"output_bytes": 2}}
-"""What a shape may say besides, and what holds where it does not: bytes moved an output element."""
+OPTIONAL = {
+    "gemm": {"output_bytes": 2},
+    "grouped_gemm": {"output_bytes": 2},
+    "dispatch": {"nodes_per_token": 0},
+    "combine": {"nodes_per_token": 0},
+}
+"""What a shape may say besides, and what holds where it does not: bytes moved an output element; how many nodes a token
+may go to, 0 for all."""
 
 COLUMNS = ("operator", "shape", "format", "sms", "bytes", "ranks", "seconds", "source", "tested")
 """shape: text as `m=4096 n=7168 k=2048`. format: of numbers, as a profile names it. sms: those that the kernel runs on

@@ -7,8 +7,21 @@ from collections.abc import Sequence
 
 from simpipe.simulator.calibration.curves import Curve
 
-UNITS = dict.fromkeys(("floor", "hop", "kernel_gap", "launch_latency"), ("_us", 1e6)) | {"fill": ("_bytes", 1.0)}
+_TIMES = ("floor", "hop", "wait", "kernel_gap", "launch_latency", "dispatch_floor", "combine_floor")
+UNITS = dict.fromkeys(_TIMES, ("_us", 1e6)) | {"fill": ("_bytes", 1.0), "warp_bandwidth": ("_gb_per_s", 1e-9)}
 """How a profile spells a parameter that has a unit, and what its SI value is multiplied by."""
+
+
+BESIDE = """
+[exchange.l2_exponent]
+value = 0
+source = "simpipe calibrate: nothing beyond the curves, which are of kernels that ran beside communication"
+
+[gpu.interference]
+value = 1
+source = "simpipe calibrate: nothing beyond the curves, which are of kernels that ran beside communication"
+"""
+"""What a profile says of interference whose curves were fitted to an overlapped trace: they have it in them."""
 
 
 def profile(curves: Sequence[Curve], base: str, remarks: Sequence[str]) -> str:

@@ -175,7 +175,7 @@ class ExchangeKernel:
     `sum_read` of a copy for each term and `sum_write` copies' bytes for the sum. A chunk costs each task
     `chunk_overhead`, a kernel its floor, and `round_floor` more for each doubling of the nodes. The efficiencies are
     shares of what large transfers reach on NIC and NVLink. Computation beside it is slowed as its share s of the L2
-    cache grows, by (1 - s)^-`l2_exponent`.
+    cache grows, by (1 - s)^-`l2_exponent`. `wait`: how long a kernel holds its SMs before the other ranks are there.
     """
 
     warps_per_sm: Count
@@ -191,6 +191,7 @@ class ExchangeKernel:
     network_efficiency: Ratio
     nvlink_efficiency: Ratio
     l2_exponent: Amount
+    wait: Seconds = 0.0
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def _expert_exchange(
     crossing = _moving(cluster, Exchange(0.0, network, 0.0, math.inf, leaf, spine))
     links = network / crossing if crossing else math.inf, nvlink_bandwidth(cluster)
     run = exchange_kernels.run(cluster.exchange, way, links, tokens, payload, spread, setting)
-    latency = exchange_kernels.floor(cluster.exchange, way, group.nodes)
+    latency = cluster.exchange.wait + exchange_kernels.floor(cluster.exchange, way, group.nodes)
     if group.nodes > group.leaf:  # the floor was timed within one
         latency += cluster.network.latency_cross_leaf - cluster.network.latency_same_leaf
     rate = (network + nvlink) / exchange_kernels.seconds(run)
