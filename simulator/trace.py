@@ -116,10 +116,13 @@ class Trace:
     def launch_bound(self) -> Floats:
         """(slots,) seconds at the end of each slot in which only its host works: the GPU waits for more kernels."""
         graph, alone = self.graph, self.graph.launches
+        seconds = np.zeros(len(graph.slot_rank))
+        if not len(alone):
+            return seconds
         others = self.slot_start.copy()
-        works = np.setdiff1d(np.flatnonzero((graph.slot >= 0) & (self.end > self.start)), alone)
+        works = (graph.slot >= 0) & (self.end > self.start)
+        works[alone] = False
         np.maximum.at(others, graph.slot[works], self.end[works])
-        seconds = np.zeros(len(others))
         seconds[graph.slot[alone]] = np.maximum(self.end[alone] - others[graph.slot[alone]], 0.0)
         return seconds
 

@@ -46,7 +46,7 @@ class Opened:
     def open(self, path: Path, fragment: str = "") -> Opened:
         self.page.goto("about:blank")
         self.page.goto(path.as_uri() + fragment)
-        self.page.wait_for_selector("html[data-ready=yes]", state="attached")
+        self.page.wait_for_selector("html[data-ready]", state="attached")
         return self
 
     def ask(self, script: str, argument: Any = None) -> Any:

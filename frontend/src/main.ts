@@ -88,7 +88,7 @@ class Timeline {
     if (!run.retimed) this.paint("links", PANEL, (surface) => drawLinks(surface, run, focus.rank, this.layout, this.view, this.theme));
     element("links").hidden = run.retimed || !this.runs.some((one) => one.header.links);
     this.drawnIn = performance.now() - before;
-    document.documentElement.dataset.ready = "yes";
+    document.documentElement.dataset.ready ??= String(Math.round(performance.now())); // milliseconds since it was opened
   }
 
   private lay(): void {

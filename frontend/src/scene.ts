@@ -221,7 +221,10 @@ function fillPixels(pixels: Uint32Array, shares: Shares, theme: Theme, raster: R
       if (k < size) filled += bands[column * size + k];
       const until = k < size ? Math.max(skip, lines - Math.round(filled * lines)) : skip;
       const colour = k < size ? theme.bandPixels[k] : theme.causePixels[cause[column] < 0 ? CAUSES.length : cause[column]];
-      for (; line > until; line--) pixels.fill(colour, (line - 1 - skip) * across + from, (line - 1 - skip) * across + to);
+      for (; line > until; line--) {
+        const left = (line - 1 - skip) * across;
+        for (let x = left + from; x < left + to; x++) pixels[x] = colour;
+      }
     }
   }
 }

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 from simpipe.simulator.graph import WORDS
 from simpipe.simulator.summary import RankSummary, Summary, summarize
@@ -51,27 +51,37 @@ def write(trace: Trace, path: Path) -> None:
     """Write the page of a run."""
     summary = summarize(trace)
     tables = _section(_table(summary), "Figures by rank")
-    path.write_text(_page({"": trace}, lanes.title(trace), _headline(summary), tables), encoding="utf-8", newline="\n")
+    page = _page([Shown("", trace, summary)], lanes.title(trace), _headline(summary), tables)
+    path.write_text(page, encoding="utf-8", newline="\n")
 
 
 def write_comparison(rows: Sequence[dict[str, Any]], traces: dict[str, Trace], path: Path) -> None:
     """Write the page of several runs, by name, stacked on one time axis; `rows` are their figures side by side."""
+    shown = [Shown(name, trace, summarize(trace)) for name, trace in traces.items()]
     title = f"{len(traces)} runs compared: {', '.join(map(lanes.printable, traces))}"
     tables = _section(_comparison(rows), "Figures side by side")
-    tables += "".join(
-        _section(_table(summarize(trace)), f"Figures by rank: {lanes.printable(name)}")
-        for name, trace in traces.items()
-    )
-    path.write_text(_page(traces, title, "", tables), encoding="utf-8", newline="\n")
+    for run in shown:
+        tables += _section(_table(run.summary), f"Figures by rank: {lanes.printable(run.name)}")
+    path.write_text(_page(shown, title, "", tables), encoding="utf-8", newline="\n")
 
 
-def _page(traces: dict[str, Trace], title: str, headline: str, tables: str) -> str:
+class Shown(NamedTuple):
+    """A run of a page; an empty name is its program's."""
+
+    name: str
+    trace: Trace
+    summary: Summary
+
+
+def _page(shown: Sequence[Shown], title: str, headline: str, tables: str) -> str:
     folder = files(__package__) / "page"
     template, style, script = (
         (folder / name).read_text("utf-8") for name in ("page.html", "timeline.css", "timeline.js")
     )
     columns = Columns()
-    runs = [payload.add(columns, str(number), trace, name) for number, (name, trace) in enumerate(traces.items())]
+    runs = [
+        payload.add(columns, str(number), trace, summary, name) for number, (name, trace, summary) in enumerate(shown)
+    ]
     header = {
         "runs": runs,
         "words": WORDS,

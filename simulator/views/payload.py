@@ -17,7 +17,7 @@ from simpipe.simulator.costs.given import Costs
 from simpipe.simulator.graph import ACTIVATION, OVERLAPPED, STREAMS, WORDS
 from simpipe.simulator.kernels import Floats, Ints
 from simpipe.simulator.program import Kind
-from simpipe.simulator.summary import Summary, summarize
+from simpipe.simulator.summary import Summary
 from simpipe.simulator.trace import Levels, Trace
 from simpipe.simulator.views import detail, lanes
 from simpipe.simulator.views.columns import Clock, Columns
@@ -32,9 +32,9 @@ FINE = 2.0**30
 """Ticks a second, at most, of the operations within slots: 1 ns."""
 
 
-def add(columns: Columns, prefix: str, trace: Trace, name: str | None = None) -> dict[str, Any]:
+def add(columns: Columns, prefix: str, trace: Trace, summary: Summary, name: str | None = None) -> dict[str, Any]:
     """Add a run's columns, their names behind `prefix`, and return its header."""
-    return _Run(columns, prefix, trace).header(name)
+    return _Run(columns, prefix, trace).header(summary, name)
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class _Run:
     prefix: str
     trace: Trace
 
-    def header(self, name: str | None) -> dict[str, Any]:
-        trace, program, summary = self.trace, self.trace.program, summarize(self.trace)
+    def header(self, summary: Summary, name: str | None) -> dict[str, Any]:
+        trace, program = self.trace, self.trace.program
         self._add_slots()
         self._add_messages()
         self._add_bubbles()
