@@ -133,7 +133,7 @@ class Timeline {
 
   zoom(factor: number, at: number): void {
     const { from, to } = this.view;
-    const length = Math.min(Math.max((to - from) * factor, this.first.to * 1e-7), this.first.to * 1.25);
+    const length = Math.min(Math.max((to - from) * factor, this.span * 1e-7), this.span * 1.25);
     const share = (at - from) / (to - from);
     this.look(at - share * length, at + (1 - share) * length);
   }
@@ -141,13 +141,18 @@ class Timeline {
   look(from: number, to: number): void {
     const length = to - from;
     const margin = length * 0.5;
-    const begin = Math.min(Math.max(from, -margin), Math.max(this.first.to + margin - length, -margin));
+    const begin = Math.min(Math.max(from, -margin), Math.max(this.span + margin - length, -margin));
     [this.view.from, this.view.to] = [begin, begin + length];
     this.changed();
   }
 
+  /** Seconds of the longest run as shown. */
+  private get span(): number {
+    return Math.max(...this.shown.map((run) => run.span));
+  }
+
   fit(): void {
-    [this.view.from, this.view.to, this.view.top] = [0, Math.max(...this.shown.map((run) => run.span)), 0];
+    [this.view.from, this.view.to, this.view.top] = [0, this.span, 0];
     this.changed();
   }
 
@@ -368,7 +373,7 @@ class Timeline {
 
   zoomTo(target: Target): void {
     const { start, end } = target.what === "slot" ? this.shown[target.run].slots : this.shown[target.run].bubbles;
-    const length = (end[target.index] - start[target.index]) || this.first.to * 1e-6;
+    const length = (end[target.index] - start[target.index]) || this.span * 1e-6;
     this.select(target, true);
     this.look(start[target.index] - length * 0.15, end[target.index] + length * 0.15);
   }
@@ -603,8 +608,10 @@ class Timeline {
   /** Times every run again under the sliders, or shows it as simulated. */
   private retime(): void {
     const changed = Object.keys(this.view.whatif).length > 0;
+    const whole = this.view.from === 0 && this.view.to === this.span;
     this.timed = this.runs.map((run) => (changed ? timedAgain(run, this.view.whatif) : null));
     this.shown = this.runs.map((run, index) => this.timed[index]?.run ?? run);
+    if (whole) this.view.to = this.span;
     if (this.view.selected?.what === "bubble" && changed) this.view.selected = null;
     this.setSliders();
     element("outcome").replaceChildren(...this.runs.map((run, index) => line("p", this.outcome(run, this.timed[index]))));

@@ -288,7 +288,7 @@ function paintBlocks(scene: Scene, surface: Surface, row: Row, y: number, from: 
       const pattern = view.patterns ? PATTERNS.B : 0;
       surface.rect(x, y, width, height / 2, theme.kinds[0]);
       surface.rect(x, y + height / 2, width, height / 2, theme.kinds[3], pattern);
-      if (full > 5 && height > 12) surface.frame(x + 0.5, y + 0.5, width - 1, height - 1, theme.block, 0.8);
+      if (full > 5 && height > 8) surface.frame(x + 0.5, y + 0.5, width - 1, height - 1, theme.block, 0.8);
       if (numbered) paintPairNumbers(surface, row.run, slot, x, y, width, height, theme);
     } else {
       const colour = shift ? shiftColour(shift[slot], most, theme) : theme.kinds[word];
@@ -319,8 +319,14 @@ function paintPairNumbers(
   surface: Surface, run: Run, slot: number, x: number, y: number, width: number, height: number, theme: Theme,
 ): void {
   const size = Math.min(10.5, height * 0.42);
-  if (size < 6.5 || width < digits(run) * size * 0.58 + 1) return;
   const upper = String(run.slots.microbatch[slot]), lower = String(run.slots.pairMicrobatch[run.slots.pair[slot]]);
+  if (size < 6.5) {
+    const small = Math.min(9, height * 0.8);
+    const text = `${upper} & ${lower}`;
+    if (width > text.length * small * 0.6 + 2) surface.text(x + width / 2, y + height / 2 + 0.5, text, small, theme.block, "center");
+    return;
+  }
+  if (width < digits(run) * size * 0.58 + 1) return;
   surface.text(x + width / 2, y + height * 0.27, upper, size, theme.block, "center");
   surface.text(x + width / 2, y + height * 0.76, lower, size, theme.block, "center");
 }

@@ -23,8 +23,11 @@ export interface Theme {
 
 export function themeOf(palette: Palette, words: string[], dark: boolean): Theme {
   const background = dark ? "#15181d" : "#ffffff";
-  const tint = (colour: string) => (dark ? mixed(colour, background, 0.3) : colour);
-  const causes = CAUSES.map((cause) => tint(palette.causes[cause]));
+  const hues: Record<string, string> = {
+    waits_for_forward: palette.kinds.F, waits_for_gradient: palette.kinds.B,
+    waits_for_transfer: palette.families.combine[1], blocked_by_order: palette.families.dispatch[1],
+  }; // what the light tints are tints of
+  const causes = CAUSES.map((cause) => (dark ? mixed(hues[cause] ?? palette.causes[cause], background, 0.34) : palette.causes[cause]));
   const kinds = words.map((word) => palette.kinds[word] ?? "#cccccc");
   const idle = dark ? "#2a2f37" : "#f1f1f1";
   return {
