@@ -148,8 +148,8 @@ def replay(
 ) -> None:  # fmt: skip
     """`run` over measured operations: every step and worker pipeline of the table, or the chosen ones."""
     from simpipe.simulator import case as cases
+    from simpipe.simulator import comparison, views
     from simpipe.simulator import replay as replays
-    from simpipe.simulator import views
     from simpipe.simulator.costs import measured
     from simpipe.simulator.trace import simulate
 
@@ -162,10 +162,20 @@ def replay(
     ).program
     steps, workers = (None if chosen is None else [chosen] for chosen in (step, worker))
     result = replays.replay(program, operations, steps, workers, engine_of(engine))
-    written = []
+    written: list[Path] = []
     if step is not None and worker is not None:
         trace = simulate(program, operations.costs(step, worker), engine_of(engine))
-        written = [path for target in out for path in views.write(trace, target)]
+        for target in out:
+            if target.lower().endswith(".html"):  # the page shows the measured run beside its replay
+                both = {
+                    f"measured (step {step}, dp_rank {worker})": replays.as_measured(trace, operations, step, worker),
+                    "simulated": trace,
+                }
+                entries = [comparison.Entry(label, cases.figures_of(run)) for label, run in both.items()]
+                views.write_comparison([entry.row(1) for entry in entries], both, target)
+                written.append(Path(target))
+            else:
+                written += views.write(trace, target)
     if json:
         print_json(result.to_dict())
     else:
@@ -211,7 +221,9 @@ def compare(
     set: Sets = None,
     engine: Engine = "auto",
     json: Json = False,
-    out: Annotated[list[str] | None, words("Where to write, as .csv, .png, .svg or .pdf; repeatable.", "PATH")] = None,
+    out: Annotated[
+        list[str] | None, words("Where to write, as .html, .csv, .png, .svg or .pdf; repeatable.", "PATH")
+    ] = None,
     width: Width = None,
 ) -> None:
     """Compare schedules on one basis: equal ranks, micro-batches and layers; or equal model, GPUs and global batch.

@@ -98,12 +98,18 @@ def modelled(scenario: Scenario, program: Callable[..., Program] = schedules.pro
 def simulated(case: Case, engine: Engine = "auto") -> tuple[Trace, Figures]:
     """Run a case and find its figures."""
     trace = simulate(case.program, case.costs, engine)
+    return trace, figures_of(trace, case)
+
+
+def figures_of(trace: Trace, case: Case | None = None) -> Figures:
+    """The figures of a trace; those that follow from costs only where its case is known."""
     closed = means = None
-    if isinstance(case.costs, Costs):
-        closed = schedules.closed_form(case.schedule, case.program, case.costs)
-    else:
+    costs = case and case.costs
+    if case and isinstance(costs, Costs):
+        closed = schedules.closed_form(case.schedule, case.program, costs)
+    elif costs:
         from simpipe.simulator.efficiency import efficiency
 
-        means = efficiency(trace, case.costs)
+        means = efficiency(trace, costs)
     longest = bubbles.longest(trace, LONGEST)
-    return trace, Figures(summarize(trace), trace.critical_seconds, longest, closed, means)
+    return Figures(summarize(trace), trace.critical_seconds, longest, closed, means)

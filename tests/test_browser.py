@@ -365,6 +365,21 @@ class TestPanels:
         np.testing.assert_allclose(during, dualpipe.activations.during, atol=1e-12)
         np.testing.assert_allclose(after, dualpipe.activations.after, atol=1e-12)
 
+    def test_links_carry_the_bytes_of_the_messages(self, opened: Opened, folder: Path) -> None:
+        trace = run("1f1b", 4, 8, message_bytes=3.0, bandwidth=10.0, p2p=0.1)
+        views.write(trace, folder / "links.html")
+        opened.open(folder / "links.html")
+        header = opened.ask("timeline.runs[0].header.links")
+        assert [(kind["name"], kind["unit"]) for kind in header["kinds"]] == [("out", "share"), ("in", "share")]
+        graph = trace.graph
+        ends = (graph.rank[graph.message], trace.program.action_rank[graph.partner[graph.message]])
+        for number, ranks in enumerate(ends):
+            use = opened.ask("k => [...timeline.runs[0].columns.get(`0.link.${k}`)]", number)
+            share = np.reshape(use, (4, header["bins"])) / 1000 * header["kinds"][number]["most"]
+            carried = share.sum(axis=1) * 10.0 * trace.makespan / header["bins"]
+            np.testing.assert_allclose(carried, 3.0 * np.bincount(ranks, minlength=4), rtol=2e-3)
+        assert opened.page.is_visible("#links")
+
     def test_bars_add_up_to_the_run(self, opened: Opened, modelled: Trace, dualpipe: Trace, page_of: Any) -> None:
         for trace in (dualpipe, modelled):
             opened.open(page_of(trace))

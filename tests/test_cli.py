@@ -113,10 +113,11 @@ def test_replay_of_a_table(tmp_path: Path) -> None:
     table = str(Path(__file__).parents[1] / "examples" / "operations.csv")
     found = answer("run", "--schedule", "1f1b", "--costs", table, "--json", cwd=tmp_path)
     assert found["mean_absolute_error"] < 0.005
-    one = ["--step", "100", "--worker", "1", "--out", "r.csv"]
+    one = ["--step", "100", "--worker", "1", "--out", "r.csv", "--out", "r.html"]
     run = simpipe("run", "--schedule", "1f1b", "--costs", table, *one, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "r.csv").exists()
+    assert "2 runs compared: measured (step 100, dp_rank 1), simulated" in (tmp_path / "r.html").read_text()
 
 
 BAD_FILES = {

@@ -61,7 +61,7 @@ export interface Header {
   figures: Record<string, unknown>;
   perRank: Rank[];
   memory: { unit: string; levels: { kind: string; per: number }[]; static: Record<string, number>[]; capacity: number | null };
-  links: { bins: number } | null;
+  links: { bins: number; kinds: { name: string; unit: "share" | "bytes/s" | "messages"; most: number }[] } | null;
   others: Other[];
   operations: OperationKind[][] | null;
   opened: number | null;

@@ -3,7 +3,7 @@
 import { columnsOf, inflate, type Page } from "./data";
 import { matches, queryOf } from "./find";
 import { AXIS, type Layout, layoutOf, rowAt, rowOf, timeAt, xOf } from "./layout";
-import { drawLinks, drawMemory, memoryTold, PANEL } from "./panels";
+import { drawLinks, drawMemory, linksHeight, memoryTold, PANEL } from "./panels";
 import { bubbleAt, CAUSES, linksOf, PAIR, type Run, runsOf, slotAt } from "./run";
 import { barOf, draw, type Scene } from "./scene";
 import { type Shares, sharesOf, sumsOf } from "./shares";
@@ -85,8 +85,8 @@ class Timeline {
     const { focus } = this.view;
     const run = this.shown[focus.run];
     this.paint("memory", PANEL, (surface) => drawMemory(surface, run, focus.rank, this.layout, this.view, this.theme));
-    if (!run.retimed) this.paint("links", PANEL, (surface) => drawLinks(surface, run, focus.rank, this.layout, this.view, this.theme));
-    element("links").hidden = run.retimed || !this.runs.some((one) => one.header.links);
+    if (!run.retimed) this.paint("links", linksHeight(run), (surface) => drawLinks(surface, run, focus.rank, this.layout, this.view, this.theme));
+    element("links").hidden = run.retimed || !run.header.links;
     this.drawnIn = performance.now() - before;
     document.documentElement.dataset.ready ??= String(Math.round(performance.now())); // milliseconds since it was opened
   }
@@ -643,7 +643,8 @@ class Timeline {
   }
 
   private get exportHeight(): number {
-    return this.layout.view + AXIS + PANEL + (this.runs.some((run) => run.header.links) ? PANEL : 0);
+    const run = this.shown[this.view.focus.run];
+    return this.layout.view + AXIS + PANEL + (run.retimed ? 0 : linksHeight(run));
   }
 
   private picture(): HTMLCanvasElement {
@@ -665,7 +666,7 @@ class Timeline {
     const run = this.shown[focus.run];
     at(0, () => draw(this.scene, surface));
     at(this.layout.view + AXIS, () => drawMemory(surface, run, focus.rank, this.layout, this.view, this.theme));
-    if (this.runs.some((one) => one.header.links)) {
+    if (!run.retimed) {
       at(this.layout.view + AXIS + PANEL, () => drawLinks(surface, run, focus.rank, this.layout, this.view, this.theme));
     }
   }

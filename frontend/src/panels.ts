@@ -5,7 +5,7 @@ import { firstAbove, type Run } from "./run";
 import type { Surface } from "./surface";
 import { mixed, type Theme } from "./theme";
 import type { View } from "./view";
-import { amount, bytes, number } from "./words";
+import { amount, bytes, number, time } from "./words";
 
 export const PANEL = 120;
 const TOP = 20, BOTTOM = 8;
@@ -107,36 +107,39 @@ export function memoryTold(run: Run, rank: number, at: number): string {
   return `${amount(run, total)}: ${parts.map(({ kind, value }) => `${kind} ${amount(run, value)}`).join(", ") || "nothing"}`;
 }
 
-/** Draws the messages that a rank sends (above) and receives (below), how many at once on average. */
+/** Height of the panel of links: a chart for each kind. */
+export function linksHeight(run: Run): number {
+  return TOP + BOTTOM + CHART * (run.header.links?.kinds.length ?? 0);
+}
+
+const CHART = 34;
+
+/** Draws the use of each of a rank's links. */
 export function drawLinks(surface: Surface, run: Run, rank: number, layout: Layout, view: View, theme: Theme): void {
   const { gutter, lanes } = layout;
-  surface.rect(0, 0, layout.width, PANEL, theme.background);
-  surface.text(gutter, 8, `Messages of rank ${rank} under way`, 11, theme.ink, "left", true);
-  if (!run.header.links) {
-    surface.text(gutter + 200, 8, "messages take no time in this run", 10, theme.faint, "left");
-    return;
-  }
-  const { bins } = run.header.links;
-  const part = (name: string) => {
-    const all = run.columns.get(`${run.header.prefix}.${name}`)!;
-    return all.subarray(rank * bins, (rank + 1) * bins);
-  };
-  const [sending, receiving] = [part("sending"), part("receiving")];
-  let most = 1;
-  for (let bin = 0; bin < bins; bin++) most = Math.max(most, sending[bin] / 1000, receiving[bin] / 1000);
-  const middle = (TOP + PANEL - BOTTOM) / 2;
-  const half = (PANEL - BOTTOM - TOP) / 2;
-  surface.clip(gutter, 0, lanes, PANEL, () => {
-    for (let bin = 0; bin < bins; bin++) {
-      const [x, right] = [bin, bin + 1].map((edge) => xOf(layout, view, (edge * run.span) / bins));
-      if (right < gutter || x > gutter + lanes) continue;
-      const [up, down] = [sending, receiving].map((use) => (use[bin] / 1000 / most) * half);
-      surface.rect(x, middle - up, right - x, up, theme.dark ? "#d9b44a" : "#b8860b");
-      surface.rect(x, middle, right - x, down, theme.dark ? "#4cb69a" : "#1b7f66");
-    }
+  surface.rect(0, 0, layout.width, linksHeight(run), theme.background);
+  if (!run.header.links) return;
+  const { bins, kinds } = run.header.links;
+  const messages = kinds[0].unit === "messages";
+  surface.text(gutter, 8, messages ? `Messages of rank ${rank} under way` : `Links of rank ${rank}`, 11, theme.ink, "left", true);
+  surface.text(gutter + lanes, 8, `averages over ${time(run.span / bins)}`, 10, theme.faint, "right");
+  kinds.forEach(({ name, unit, most }, index) => {
+    const use = run.columns.get(`${run.header.prefix}.link.${index}`)!.subarray(rank * bins, (rank + 1) * bins);
+    const base = TOP + CHART * (index + 1);
+    const full = unit === "share" ? Math.max(1, most) : most;
+    const height = (CHART - 8) / full;
+    surface.clip(gutter, base - CHART, lanes, CHART, () => {
+      const first = Math.max(0, Math.floor((view.from / run.span) * bins));
+      for (let bin = first; bin < bins; bin++) {
+        const [x, right] = [bin, bin + 1].map((edge) => xOf(layout, view, (edge * run.span) / bins));
+        if (x > gutter + lanes) break;
+        const tall = ((use[bin] / 1000) * most) * height;
+        if (tall > 0) surface.rect(x, base - tall, right - x, tall, theme.dark ? "#d9b44a" : "#b8860b");
+      }
+    });
+    surface.line([gutter, base, gutter + lanes, base], theme.grid, 1);
+    surface.text(gutter - 6, base - 14, name.replace("_", " "), 10, theme.faint, "right");
+    const words = { share: `full: ${Math.round(100 * full)}%`, "bytes/s": `full: ${bytes(full)}/s`, messages: `full: ${number(full)} at once` };
+    surface.text(gutter + lanes + 6, base - 14, words[unit], 10, theme.faint, "left");
   });
-  surface.line([gutter, middle, gutter + lanes, middle], theme.faint, 1);
-  surface.text(gutter - 6, middle - half / 2, "sends", 10, theme.faint, "right");
-  surface.text(gutter - 6, middle + half / 2, "receives", 10, theme.faint, "right");
-  surface.text(gutter + lanes, 8, `full height: ${number(most)} at once; averages over ${number((run.span / bins) * 1e3)} ms`, 10, theme.faint, "right");
 }

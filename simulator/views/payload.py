@@ -6,13 +6,15 @@ clock. Dependencies, bubbles and their causes, slack and the critical path are t
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from simpipe.simulator import bubbles
+from simpipe.simulator import bubbles, links
 from simpipe.simulator.costs.given import Costs
 from simpipe.simulator.graph import ACTIVATION, OVERLAPPED, STREAMS, WORDS
 from simpipe.simulator.kernels import Floats, Ints
@@ -25,8 +27,8 @@ from simpipe.simulator.views.columns import Clock, Columns
 if TYPE_CHECKING:
     from simpipe.simulator.costs.modelled import ModelledCosts
 
-BINS = 1000
-"""Columns of time in which the use of links is averaged, fewer where there are many ranks."""
+BINS, MOST_BINS = 4000, 64_000
+"""Columns of time in which the use of a link is averaged: of each rank, and of all together."""
 
 FINE = 2.0**30
 """Ticks a second, at most, of the operations within slots: 1 ns."""
@@ -281,17 +283,36 @@ class _Run:
         self._levels.append({"kind": kind, "per": scale.per_second})
 
     def _links(self) -> dict[str, Any] | None:
-        """Messages under way from each rank over time, averaged in columns of time; None where they take no time."""
+        """The use of each rank's links, averaged over columns of time; None where nothing takes time.
+
+        As a share of what a link carries, or as bytes/s where that is unlimited; without bytes, the messages under way.
+        """
         trace, graph = self.trace, self.trace.graph
+        bins = int(np.clip(MOST_BINS // graph.ranks, 50, BINS))
+        span = lanes.horizon(trace)
+        found = links.use(trace)
+        kinds = []
+        names = graph.link_names
+        capacity = trace.loads.capacity[trace.row].reshape(graph.ranks, len(names))
+        for number, name in enumerate(names):
+            mine = found.link % len(names) == number
+            if mine.any():
+                rate = _mean_rates(found, mine, len(names), graph.ranks, span, bins)
+                limited = bool(np.isfinite(capacity[:, number]).all())
+                kinds.append(
+                    (name, "share" if limited else "bytes/s", rate / capacity[:, number, None] if limited else rate)
+                )
         message = np.flatnonzero(graph.message)
-        if not (trace.end[message] > trace.start[message]).any():
-            return None
-        bins = int(np.clip(200 * BINS // graph.ranks, 50, BINS))
-        sender, receiver = graph.rank[message], trace.program.action_rank[graph.partner[message]]
-        for name, rank in (("sending", sender), ("receiving", receiver)):
-            use = _under_way(rank, trace.start[message], trace.end[message], graph.ranks, lanes.horizon(trace), bins)
-            self._add(name, np.rint(use * 1000).astype(np.int64).ravel(), delta=True)
-        return {"bins": bins}
+        if not kinds and (trace.end[message] > trace.start[message]).any():
+            receiver = trace.program.action_rank[graph.partner[message]]
+            for name, rank in (("sending", graph.rank[message]), ("receiving", receiver)):
+                use = _under_way(rank, trace.start[message], trace.end[message], graph.ranks, span, bins)
+                kinds.append((name, "messages", use))
+        for number, (_, _, use) in enumerate(kinds):
+            scale = float(use.max(initial=0.0)) or 1.0
+            self._add(f"link.{number}", np.rint(use * (1000 / scale)).astype(np.int64).ravel(), delta=True)
+        described = [{"name": name, "unit": unit, "most": float(use.max(initial=0.0))} for name, unit, use in kinds]
+        return {"bins": bins, "kinds": described} if kinds else None
 
     # Operations of modelled slots.
 
@@ -386,6 +407,23 @@ def _under_way(rank: Ints, start: Floats, end: Floats, ranks: int, span: float, 
     changes = np.bincount(row + place, part, ranks * (bins + 2))
     changes += np.bincount(row + place + 1, sign - part, ranks * (bins + 2))
     return np.asarray(np.maximum(np.cumsum(changes.reshape(ranks, -1), axis=1)[:, :bins], 0.0), float)
+
+
+def _mean_rates(
+    found: links.LinkUse, mine: NDArray[np.bool_], names: int, ranks: int, span: float, bins: int
+) -> Floats:
+    """(ranks, bins) the mean rate of one kind of link over each column of time."""
+    rank, time, rate = found.link[mine] // names, found.time[mine], found.rate[mine]
+    seconds = np.diff(time, append=time[-1:])
+    seconds[rank != np.append(rank[1:], -1)] = 0.0  # a link's last entry is its end, with nothing on it
+    moved = np.concatenate([[0.0], np.cumsum(rate * seconds)])
+    edges = np.linspace(0.0, span, bins + 1)
+    cuts = np.searchsorted(rank, np.arange(ranks + 1))
+    means = np.zeros((ranks, bins))
+    for number, (first, end) in enumerate(itertools.pairwise(cuts.tolist())):
+        if first < end:
+            means[number] = np.diff(np.interp(edges, time[first:end], moved[first:end])) * (bins / span)
+    return means
 
 
 def _kind_of_slot(trace: Trace, slot: int) -> list[dict[str, Any]]:
