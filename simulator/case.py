@@ -104,12 +104,11 @@ def simulated(case: Case, engine: Engine = "auto") -> tuple[Trace, Figures]:
 def figures_of(trace: Trace, case: Case | None = None) -> Figures:
     """The figures of a trace; those that follow from costs only where its case is known."""
     closed = means = None
-    costs = case and case.costs
-    if case and isinstance(costs, Costs):
-        closed = schedules.closed_form(case.schedule, case.program, costs)
-    elif costs:
+    if case and isinstance(case.costs, Costs):
+        closed = schedules.closed_form(case.schedule, case.program, case.costs)
+    if case and not isinstance(case.costs, Costs):
         from simpipe.simulator.efficiency import efficiency
 
-        means = efficiency(trace, costs)
+        means = efficiency(trace, case.costs)
     longest = bubbles.longest(trace, LONGEST)
     return Figures(summarize(trace), trace.critical_seconds, longest, closed, means)
