@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT
@@ -177,7 +178,7 @@ def parts(model: Model, parallel: Parallel, stage: Stage, own: Collection[str]) 
     for table in sorted(own):
         operation = model.embedding[0] if table.endswith("embedding") else model.head[1]
         passes[places[table]]["attention"].append(operation)
-    return {(n, leg): _weights(parallel, ops) for n, legs in enumerate(passes) for leg, ops in legs.items()}
+    return {(n, leg): _weights(parallel, tuple(ops)) for n, legs in enumerate(passes) for leg, ops in legs.items()}
 
 
 def _halves(layer: Layer) -> dict[str, list[Operation]]:
@@ -186,7 +187,8 @@ def _halves(layer: Layer) -> dict[str, list[Operation]]:
     return {"attention": [*layer.attention, *(o for o in layer.mlp if o not in inside)], "mlp": inside}
 
 
-def _weights(parallel: Parallel, operations: Iterable[Operation]) -> Weights:
+@lru_cache(maxsize=1024)
+def _weights(parallel: Parallel, operations: tuple[Operation, ...]) -> Weights:
     """fp8 formats keep weights in 1 byte (and scales), other operations' and the head's in bf16."""
     total = Weights()
     for operation in operations:
