@@ -16,8 +16,9 @@ def calibrate(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE...",
-            help="Timings: a .csv or .tsv table, a PyTorch profiler trace (.json, .json.gz), nccl-tests' output, "
-            "a table of collectives; recognised by content.",
+            help="Timings: a .csv or .tsv table, a PyTorch profiler trace (.json, .json.gz), an Nsight Systems export "
+            "(.sqlite), the output of nccl-tests or of DeepEP's tests, a table of collectives, a log of F, I, W, P2P "
+            "by stage; recognised by content.",
         ),
     ] = None,
     base: Annotated[

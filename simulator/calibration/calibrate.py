@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 class Calibration(NamedTuple):
-    """Fitted curves, the machine they started from, the timings, the profile as text, and, where a trace and its model
-    have one, an overlapped slot as recorded and as the profile has it."""
+    """Fitted curves, the machine they started from, the timings, the profile as text (or a file of costs, where timings
+    are of whole passes), and, where a trace and its model have one, an overlapped slot as recorded and simulated."""
 
     base: Cluster
     curves: tuple[Curve, ...]
@@ -48,6 +48,8 @@ def calibrate(
         together = Timings.together([*matched, *read])
         table = Timings.together([*matched, Timings(own)]).table
         timings = Timings(table, tuple(r for m in matched for r in m.remarks), together.traces, together.kernels)
+    if set(timings.table["operator"]) <= set(writing.STEP):
+        return Calibration(cluster, (), timings, writing.costs(timings))
     fitted = tuple(curves.fit(timings, cluster))
     text = writing.profile(fitted, base, timings.remarks)
     if loaded and timings.traces:
@@ -67,6 +69,7 @@ def to_dict(found: Calibration) -> dict[str, Any]:
     return {
         "base": found.base.name,
         "curves": [_curve(curve) for curve in found.curves],
+        "profile": found.profile,
         "kernels": [_kernels(kernels) for kernels in found.timings.kernels],
         "slots": [_slots(slots) for slots in found.slots],
         "remarks": list(found.timings.remarks),
@@ -135,6 +138,8 @@ def _slots(slots: Slots) -> dict[str, Any]:
 
 def describe(found: Calibration) -> list[str]:
     """The same as text."""
+    if not found.curves:
+        return ["costs of a step, for `simpipe run --costs`:", *about(found), *found.profile.splitlines()]
     lines = [f"{found.base.name} calibrated to {len(found.timings.table)} timings", *about(found)]
     for curve in found.curves:
         mean, absolute = curve.error(curve.judged)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from simpipe.simulator.calibration.curves import Curve
+from simpipe.simulator.calibration.timings import Timings
 
 _TIMES = ("floor", "hop", "wait", "kernel_gap", "launch_latency", "dispatch_floor", "combine_floor")
 UNITS = dict.fromkeys(_TIMES, ("_us", 1e6)) | {"fill": ("_bytes", 1.0), "warp_bandwidth": ("_gb_per_s", 1e-9)}
@@ -36,6 +37,29 @@ def profile(curves: Sequence[Curve], base: str, remarks: Sequence[str]) -> str:
             lines += ["", f"[{curve.problem.key}.{name}]", *rest.removesuffix(" }").split(", "), *_said(curve)]
         else:
             lines += ["", f"[{curve.problem.key}]", *_said(curve), *_figures(curve)]
+    return "\n".join(lines) + "\n"
+
+
+STEP = ("F", "I", "W", "B", "p2p")
+"""Operators that are parts of a step as a whole, for a file of costs."""
+
+
+def costs(timings: Timings) -> str:
+    """Medians of a step's passes by stage, and how far their times are spread, as a file of costs."""
+    lines = [f"# from {', '.join(sorted(set(timings.table['source'])))}: medians, in seconds"]
+    for operator in STEP:
+        part = timings.table[timings.table["operator"] == operator]
+        if not len(part):
+            continue
+        if operator == "p2p":
+            lines.append(f"p2p = {part['seconds'].median():.6g}")
+            continue
+        stage = part["shape"].str.removeprefix("stage=").astype(int)
+        by_stage = part.groupby(stage)["seconds"]
+        wide = (by_stage.std() / by_stage.mean()).max()
+        values = [f"{value:.6g}" for value in by_stage.median()]
+        text = values[0] if len(values) == 1 else f"[{', '.join(values)}]"
+        lines.append(f"{operator} = {text}" + (f"  # varies by {wide:.1%}" if wide > 0 else ""))
     return "\n".join(lines) + "\n"
 
 
