@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from simpipe.commands import calibration, experts, kernels, measuring, memory, planning, running, showing
+from simpipe.commands import calibration, experts, kernels, measuring, memory, planning, report, running, showing
 from simpipe.simulator.errors import SimpipeError
 
 app = typer.Typer(
@@ -35,6 +35,8 @@ app.command("kv")(memory.kv)
 app.command("savings")(memory.savings)
 app.add_typer(tuning, name="tune")
 tuning.command("comm")(kernels.tune_comm)
+app.command("report")(report.report)
+app.command("ablate")(report.ablate)
 app.add_typer(listing, name="list")
 listing.command("schedules")(showing.list_schedules)
 listing.command("models")(showing.list_models)

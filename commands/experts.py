@@ -96,7 +96,7 @@ def moe(
     else:
         affinities = Affinities(skew, topic, noise, drift).check()
         names = strategy or ["none", "auxiliary", "bias+sequence"]
-        found = study.run(shape, affinities, names, plan, placing, seed, _workers(), chosen, _progress(steps))
+        found = study.run(shape, affinities, names, plan, placing, seed, workers(), chosen, _progress(steps))
     for path in out or []:
         views.write(found, path)
     if json:
@@ -116,7 +116,8 @@ def _scenario(path: Path | None, flags: dict[str, Any], settings: list[str]) -> 
     return scenario_of(path, None, None, None, flags, settings) if path else None
 
 
-def _workers() -> int:
+def workers() -> int:
+    """Threads that draw routing."""
     import os
 
     return min(8, os.cpu_count() or 1)

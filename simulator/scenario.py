@@ -71,7 +71,7 @@ KEYS = {
     "communication_sms": "SMs that a dispatch or combine kernel holds",
     "communication_warps": "how its tasks share warps: dynamic, by load, or static, in equal parts",
     "communication_chunk": "tokens that one of its channels, two SMs, moves at once",
-    "overlap": "whether slots other than F&B overlap within themselves: none or within-slot",
+    "overlap": "what overlaps: nothing (serial), F and B of an F&B slot (none), other slots too (within-slot)",
     "gradient_overlap": "true or false: gradient reductions run beside backwards",
     "gather_overlap": "true or false: parameter gathers run beside forwards",
     "expert_imbalance": "tokens of the fullest expert parallel GPU over the mean, at least 1",

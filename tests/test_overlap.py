@@ -61,19 +61,19 @@ def needs(laid: Laid) -> dict[str, set[str]]:
 
 
 def test_a_plain_slot_is_a_chain() -> None:
-    assert needs(lay_out([LAYER], [], {"F": 0}, False)) == {
+    assert needs(lay_out([LAYER], [], {"F": 0}, "none")) == {
         "att": set(), "dispatch": {"att"}, "shared.up": {"dispatch"}, "experts.up": {"shared.up"},
         "combine": {"experts.up"},
     }  # fmt: skip
-    names = [piece.step.name for piece in lay_out([], [LAYER], {"B": 0}, False).pieces]
+    names = [piece.step.name for piece in lay_out([], [LAYER], {"B": 0}, "none").pieces]
     assert names == ["combine", "mlp.i", "mlp.w", "dispatch", "att.i", "att.w"]
 
 
 def test_within_a_slot_shared_experts_and_weight_gradients_run_beside_communication() -> None:
-    forward = needs(lay_out([LAYER], [], {"F": 0}, True))
+    forward = needs(lay_out([LAYER], [], {"F": 0}, "within-slot"))
     assert forward["shared.up"] == {"att"}
     assert forward["experts.up"] == {"dispatch", "shared.up"}
-    backward = needs(lay_out([], [LAYER], {"B": 0}, True))
+    backward = needs(lay_out([], [LAYER], {"B": 0}, "within-slot"))
     assert backward["mlp.w"] == {"mlp.i"}
     assert backward["dispatch"] == {"mlp.i"}
 
@@ -81,22 +81,22 @@ def test_within_a_slot_shared_experts_and_weight_gradients_run_beside_communicat
 def test_a_weight_gradient_waits_for_what_is_gathered_for_it() -> None:
     gather = Step("mlp.gather", "mlp", "tensor-parallel", nvlink_bytes=1.0)
     layer = LAYER._replace(weight=(gather, step("mlp.w")))
-    backward = needs(lay_out([], [layer], {"B": 0}, True))
+    backward = needs(lay_out([], [layer], {"B": 0}, "within-slot"))
     assert backward["mlp.gather"] == {"mlp.i"}
     assert backward["mlp.w"] == {"mlp.gather"}
     assert backward["dispatch"] == {"mlp.i"}
 
 
 def test_split_backwards_hold_their_own_steps() -> None:
-    assert [p.step.name for p in lay_out([], [LAYER], {"I": 0}, False).pieces] == [
+    assert [p.step.name for p in lay_out([], [LAYER], {"I": 0}, "none").pieces] == [
         "combine", "mlp.i", "dispatch", "att.i"
     ]  # fmt: skip
-    assert [p.step.name for p in lay_out([], [LAYER], {"W": 0}, False).pieces] == ["mlp.w", "att.w"]
+    assert [p.step.name for p in lay_out([], [LAYER], {"W": 0}, "none").pieces] == ["mlp.w", "att.w"]
 
 
 @pytest.mark.parametrize("layers", [(1, 1), (3, 1), (1, 3), (0, 2)])
 def test_an_overlapped_slot_holds_every_step_of_both_once(layers: tuple[int, int]) -> None:
-    laid = lay_out([LAYER] * layers[0], [LAYER] * layers[1], {"B": 0, "F": 1}, False)
+    laid = lay_out([LAYER] * layers[0], [LAYER] * layers[1], {"B": 0, "F": 1}, "none")
     parts = [piece.part for piece in laid.pieces]
     assert parts.count(1) == layers[0] * len(LAYER.forward)
     assert parts.count(0) == layers[1] * (len(LAYER.input) + len(LAYER.weight))
@@ -123,7 +123,7 @@ def numbered(laid: Laid) -> list[tuple[str, tuple[int, ...]]]:
 
 def test_weight_gradients_run_beside_the_reduction_of_the_input_gradient() -> None:
     """As Megatron-LM: gather beside the input's product, weights' products beside the reduce-scatter."""
-    assert numbered(lay_out([], [SPLIT], {"B": 0}, True)) == [
+    assert numbered(lay_out([], [SPLIT], {"B": 0}, "within-slot")) == [
         ("mlp.down", ()),
         ("mlp.up.gather", (0,)),
         ("mlp.up", (0,)),
@@ -132,14 +132,14 @@ def test_weight_gradients_run_beside_the_reduction_of_the_input_gradient() -> No
         ("mlp.up", (2, 1)),
         ("norms.mlp", (3,)),
     ]
-    chain = [piece.needs for piece in lay_out([], [SPLIT], {"B": 0}, False).pieces]
+    chain = [piece.needs for piece in lay_out([], [SPLIT], {"B": 0}, "none").pieces]
     assert chain == [(), *((n,) for n in range(6))]
 
 
 @pytest.mark.parametrize("kind", ["I", "W", "B"])
-@pytest.mark.parametrize("within_slot", [True, False])
-def test_every_step_is_there_once_and_gradients_are_complete_with_its_last(kind: str, within_slot: bool) -> None:
-    laid = lay_out([], [SPLIT, LAYER], {kind: 0}, within_slot)
+@pytest.mark.parametrize("overlap", ["within-slot", "none"])
+def test_every_step_is_there_once_and_gradients_are_complete_with_its_last(kind: str, overlap: str) -> None:
+    laid = lay_out([], [SPLIT, LAYER], {kind: 0}, overlap)
     chains = [*(SPLIT.input + LAYER.input) * (kind != "W"), *(SPLIT.weight + LAYER.weight) * (kind != "I")]
     assert sorted(piece.step.name for piece in laid.pieces) == sorted(chain.name for chain in chains)
     made = [(laid.pieces[g.piece].step.name, g.number, g.leg) for g in laid.gradients]
@@ -167,10 +167,21 @@ def test_mtps_layer_is_laid_out_as_any_other() -> None:
     parallel = Parallel.of({"ranks": 4, "gpus": 256, "ep": 64, "global_batch": 512, "sequence": 4096})
     given = ModelledCosts(load_model("deepseek-v3"), load_cluster("h800"), parallel)
     join, layer, head = mtp_passes(given.model, given.cluster, parallel, given.stack)
-    laid = lay_out([join, layer, head], [head, layer, join], {"F": 0, "B": 1}, False)
+    laid = lay_out([join, layer, head], [head, layer, join], {"F": 0, "B": 1}, "none")
     dispatched = next(n for n, p in enumerate(laid.pieces) if p.step.name == "dispatch" and p.part == 0)
     grown = next(p for p in laid.pieces[dispatched:] if p.part == 1 and p.step.name == "experts.up")
     assert dispatched not in grown.needs
     assert [(g.number, g.leg) for g in laid.gradients] == [
         (2, "attention"), (1, "mlp"), (1, "attention"), (0, "attention")
     ]  # fmt: skip
+
+
+def test_a_serial_pair_is_a_chain_of_the_forward_and_then_the_backward() -> None:
+    laid = lay_out([LAYER], [LAYER], {"F": 0, "B": 1}, "serial")
+    alone = [
+        piece.step
+        for kind in ("F", "B")
+        for piece in lay_out([LAYER] * (kind == "F"), [LAYER] * (kind == "B"), {kind: 0}, "none").pieces
+    ]
+    assert [piece.step for piece in laid.pieces] == alone
+    assert [piece.needs for piece in laid.pieces] == [(), *((index,) for index in range(len(alone) - 1))]

@@ -69,6 +69,8 @@ LAYERS = [
     "simulator.experts.recorded",
     "simulator.experts.study",
     "simulator.experts",
+    "simulator.ablation",
+    "simulator.report",
     "simulator.views",
     "simulator.calibration",
     "simulator.measuring",

@@ -330,7 +330,7 @@ class ModelledCosts:
             forward = passes.get("F", [])
             backward = next((found[::-1] for kind, found in passes.items() if kind != "F"), [])
             parts = {kind: number for number, kind in enumerate(passes)}
-            self.of_slots[key, tokens] = lay_out(forward, backward, parts, self.parallel.overlap == "within-slot")
+            self.of_slots[key, tokens] = lay_out(forward, backward, parts, self.parallel.overlap)
         return self.of_slots[key, tokens]  # type: ignore[no-any-return]
 
     def _passes(self, shape: Shape, tokens: int) -> list[Passes]:

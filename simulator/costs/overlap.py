@@ -153,12 +153,19 @@ class _Layout:
 BACKWARD = ("combine", "mlp", "dispatch", "attention")
 
 
-def lay_out(forward: Sequence[Passes], backward: Sequence[Passes], parts: dict[str, int], within_slot: bool) -> Laid:
-    """The pieces of a slot. `parts`: which action (0 or 1) is of which kind; layers come in the order they run."""
+def lay_out(forward: Sequence[Passes], backward: Sequence[Passes], parts: dict[str, int], overlap: str) -> Laid:
+    """The pieces of a slot. `parts`: which action (0 or 1) is of which kind; layers come in the order they run.
+    overlap: as Parallel's; `serial` runs an F&B's forward as a chain and then its backward."""
     paired = len(parts) == 2
-    layout = _Layout(within_slot or paired)
+    layout = _Layout(overlap == "within-slot" or (paired and overlap != "serial"))
     numbered = list(zip(range(len(backward) - 1, -1, -1), backward, strict=True))
-    if paired:
+    if paired and overlap == "serial":
+        for layer in forward:
+            _forward(layout, layer, parts["F"])
+        layout.at[parts["B"]] = layout.at[parts["F"]]
+        for number, layer in numbered:
+            _backward(layout, layer, number, "B", parts["B"])
+    elif paired:
         for ahead, back in zip_longest(forward, numbered):
             _interleave(layout, ahead, back, parts["F"], parts["B"])
     elif "F" in parts:

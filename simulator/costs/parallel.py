@@ -117,7 +117,8 @@ class Parallel:
     gradient_bytes: of an accumulated gradient. communication_sms: SMs that an expert exchange holds.
     communication_warps: how the tasks of its kernels share warps. communication_chunk: tokens that one of its channels
     moves at once.
-    overlap: whether slots other than F&B overlap within themselves. gradient_overlap, gather_overlap: whether
+    overlap: what runs beside each other: nothing (serial); F and B of an F&B slot (none); other slots within themselves
+    too (within-slot). gradient_overlap, gather_overlap: whether
     reductions of gradients run beside backwards, and gathers of parameters beside forwards.
     averages: where moving averages of the weights are: none, gpu or cpu. optimizer_device: where the optimizer's state
     is and is updated: gpu or cpu. kept_format: of what products and activation functions keep for the backward: that
@@ -150,7 +151,7 @@ class Parallel:
     communication_sms: Annotated[int, whole(1)] = 20
     communication_warps: Annotated[str, one_of("dynamic", "static")] = "dynamic"
     communication_chunk: Annotated[int, whole(1)] = 8
-    overlap: Annotated[str, one_of("none", "within-slot")] = "none"
+    overlap: Annotated[str, one_of("serial", "none", "within-slot")] = "none"
     gradient_overlap: Switch = True
     gather_overlap: Switch = True
     sequence_parallel: Switch = True

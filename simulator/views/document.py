@@ -49,10 +49,11 @@ class Heading(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Names of columns and rows of text, the first column left-aligned."""
+    """Names of columns and rows of text; `left` are the columns that are left-aligned."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    left: tuple[int, ...] = (0,)
 
 
 class Chart(NamedTuple):
@@ -61,7 +62,14 @@ class Chart(NamedTuple):
     figure: go.Figure
 
 
-Part = Text | Heading | Table | Chart
+class Image(NamedTuple):
+    """A PNG in base64, and what it shows in words."""
+
+    text: str
+    png: str
+
+
+Part = Text | Heading | Table | Chart | Image
 
 
 def write(title: str, parts: Sequence[Part], path: Path) -> None:
@@ -79,7 +87,11 @@ def write(title: str, parts: Sequence[Part], path: Path) -> None:
         body.append(_shown(part, number))
         number += isinstance(part, Chart)
     page = PAGE.format(
-        policy=POLICY, title=html.escape(title), body="\n".join(body), plotly=get_plotlyjs(), calls="".join(calls)
+        policy=POLICY,
+        title=html.escape(title),
+        body="\n".join(body),
+        plotly=get_plotlyjs() if figures else "",
+        calls="".join(calls),
     )
     with atomic(path) as draft:
         draft.write_text(page, encoding="utf-8", newline="\n")
@@ -96,13 +108,19 @@ def _shown(part: Part, number: int) -> str:
             return f"<p>{html.escape(text)}</p>"
         case Heading(text):
             return f"<h2>{html.escape(text)}</h2>"
-        case Table(header, rows):
-            head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-            cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
-            body = "\n".join(f"<tr>{row}</tr>" for row in cells)
+        case Table(header, rows, left):
+            head = _cells("th", header, left)
+            body = "\n".join(f"<tr>{_cells('td', row, left)}</tr>" for row in rows)
             return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        case Image(text, png):
+            return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{png}">'
         case Chart(figure):
             return f'<div id="chart{number}" style="height:{figure.layout.height}px"></div>'
+
+
+def _cells(tag: str, texts: Sequence[str], left: tuple[int, ...]) -> str:
+    sides = [' class="left"' if number in left else "" for number in range(len(texts))]
+    return "".join(f"<{tag}{side}>{html.escape(text)}</{tag}>" for side, text in zip(sides, texts, strict=True))
 
 
 PAGE = """<!DOCTYPE html>
@@ -119,8 +137,9 @@ h2 {{ font-size: 16px; margin: 26px 0 2px; }}
 p {{ margin: 4px 0 6px; max-width: 72em; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; margin-top: 8px; }}
 th, td {{ text-align: right; padding: 3px 12px; border-bottom: 1px solid #e6e6e6; }}
-th:first-child, td:first-child {{ text-align: left; }}
+.left {{ text-align: left; }}
 th {{ font-weight: 600; color: #555; }}
+img {{ max-width: 100%; }}
 </style>
 </head>
 <body>

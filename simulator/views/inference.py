@@ -20,7 +20,24 @@ HEADER = [
 
 def text(serving: Serving, found: list[Cache]) -> list[str]:
     """The terminal's table."""
-    rows = [
+    model, cluster = serving.model.name, serving.cluster.name
+    spread = f", experts over {serving.ep} GPUs" if serving.ep > 1 else ""
+    each = f"each {serving.tp} GPUs" if serving.tp > 1 else "each GPU"
+    lines = [
+        f"{model} on {cluster}{spread}: on {each} {serving.batch} requests of {serving.context:,} tokens, cache in "
+        f"{serving.cache}, weights in {serving.weights}",
+        "",
+        *console.table(HEADER, cells(found)),
+        "",
+        "A decoded token takes at least the longest of: weights and cache read from memory, products and attention",
+        "computed, tokens sent to their experts and back; all at peak rates, each hidden behind the longest.",
+    ]
+    return lines + (["! does not fit beside the weights"] if not all(cache.fits for cache in found) else [])
+
+
+def cells(found: list[Cache]) -> list[list[str]]:
+    """Rows of text under HEADER."""
+    return [
         [
             cache.attention,
             f"{cache.bytes_per_token / 1e3:.3f} kB",
@@ -32,19 +49,6 @@ def text(serving: Serving, found: list[Cache]) -> list[str]:
         ]
         for cache in found
     ]
-    model, cluster = serving.model.name, serving.cluster.name
-    spread = f", experts over {serving.ep} GPUs" if serving.ep > 1 else ""
-    each = f"each {serving.tp} GPUs" if serving.tp > 1 else "each GPU"
-    lines = [
-        f"{model} on {cluster}{spread}: on {each} {serving.batch} requests of {serving.context:,} tokens, cache in "
-        f"{serving.cache}, weights in {serving.weights}",
-        "",
-        *console.table(HEADER, rows),
-        "",
-        "A decoded token takes at least the longest of: weights and cache read from memory, products and attention",
-        "computed, tokens sent to their experts and back; all at peak rates, each hidden behind the longest.",
-    ]
-    return lines + (["! does not fit beside the weights"] if not all(cache.fits for cache in found) else [])
 
 
 def _ms(seconds: float) -> str:

@@ -119,6 +119,18 @@ def image(trace: Trace, width: float | None = None) -> bytes:
     return file.getvalue()
 
 
+def slot_image(trace: Trace, slot: int) -> bytes:
+    """The operations of one slot as a PNG. For a run with modelled costs."""
+    file = io.BytesIO()
+    with style():
+        axes = _slot_figure(_slot_inches(detail.operations(trace, slot)))
+        draw_slot(trace, slot, axes)
+        figure = axes.get_figure(root=True)
+        assert figure
+        figure.savefig(file, dpi=DPI, metadata={"Software": None}, format="png", bbox_inches="tight")
+    return file.getvalue()
+
+
 def draw(trace: Trace, ax: Axes | None = None, name: str | None = None) -> Axes:
     """Draw a run's lanes into `ax`, or into a figure made for it; returns the axes."""
     axes = ax if ax is not None else _figure([trace]).axes[0]
