@@ -1,4 +1,4 @@
-"""measure: time a model's operators on this machine."""
+"""measure: time a model's operators on this machine. import-trace: a real run as a trace like any other."""
 
 from __future__ import annotations
 
@@ -84,3 +84,51 @@ def measure(
     print_json(todo.table.by_component()) if json else print(
         "\n".join([*sessions.describe(todo.table), f"wrote {out}"])
     )
+
+
+def import_trace(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="PyTorch profiles of all ranks (.json, .json.gz) or a folder of them, or a table (.parquet, .csv).",
+        ),
+    ],
+    step: Annotated[
+        int | None,
+        number(
+            "Which step: a table's number, or which one in profiles, from 0. Default: the one with the median span."
+        ),
+    ] = None,
+    worker: Annotated[int | None, number("Which worker (dp_rank) of a table. Default: the step's slowest.")] = None,
+    json: Json = False,
+    out: Annotated[
+        list[str] | None,
+        words("Where to write; repeatable. As for `run`, or .toml for its costs by stage.", "PATH", "--out"),
+    ] = None,
+) -> None:
+    """Turn a real run's profile into a trace: the timeline, bubbles and figures of `run`, as measured.
+
+    Ranges named as actions (0F3, PP:0F3) become slots. `simpipe compare --trace FILE` lays it beside simulated runs.
+    """
+    from simpipe.simulator import case as cases
+    from simpipe.simulator import recorded, views
+    from simpipe.simulator.files import atomic
+    from simpipe.simulator.views import console
+
+    drawn = [target for target in out or [] if not target.lower().endswith(".toml")]
+    views.check(drawn)
+    found = recorded.read(files, step, worker)
+    figures = cases.of_trace(found.trace)
+    for target in out or []:
+        if target in drawn:
+            views.write(found.trace, target)
+        else:
+            with atomic(Path(target)) as draft:
+                draft.write_text(recorded.per_stage(found), encoding="utf-8", newline="\n")
+    replayed = found.replayed()
+    if json:
+        print_json(figures.to_dict() | {"replayed_makespan": replayed.makespan, "clocks_moved_s": found.moved.tolist()})
+    else:
+        told = [*recorded.describe(found, replayed), "", *console.run(figures)]
+        print("\n".join([*told, *(f"wrote {target}" for target in out or [])]))

@@ -219,6 +219,12 @@ def compare(
     recompute: Recompute = None,
     precision: Precision = None,
     set: Sets = None,
+    trace: Annotated[
+        list[str] | None,
+        words(
+            "A recorded run, as for `import-trace`, to lay beside; alone, beside its own replay. Repeatable.", "FILE"
+        ),
+    ] = None,
     engine: Engine = "auto",
     json: Json = False,
     out: Annotated[
@@ -234,12 +240,19 @@ def compare(
     flags = modelled_flags(locals())
     from simpipe import schedules
     from simpipe.simulator import case as cases
-    from simpipe.simulator import comparison, views
+    from simpipe.simulator import comparison, recorded, views
     from simpipe.simulator.views import console
 
     views.check_comparison(out or [], width)
     wanted: dict[str, Callable[[], Case]] = {}
-    for text in schedule or schedules.catalogue():
+    traces: dict[str, Trace] = {}
+    for path in trace or []:
+        found = recorded.read([path])
+        traces[Path(path).name] = found.trace
+        ranks, microbatches = ranks or found.trace.program.ranks, microbatches or found.trace.program.microbatches
+        if not schedule:
+            traces[f"{Path(path).name}, replayed"] = found.replayed()
+    for text in schedule or ([] if trace else schedules.catalogue()):
         if not (scenario or model):
             refuse_flags(flags, set or [])
             wanted[text] = partial(cases.given, text, ranks, microbatches, None, costs or "")
@@ -247,10 +260,11 @@ def compare(
         for suffix, overlap in overlaps(set or []):
             build = partial(scenario_of, scenario, text, costs, microbatches, flags, [*(set or []), *overlap])
             wanted[text + suffix] = lambda build=build: cases.modelled(build())  # type: ignore[misc]
-    traces, entries, refused = {}, [], []
+    entries = [comparison.Entry(name, cases.of_trace(each)) for name, each in traces.items()]
+    refused = []
     for label, build_case in wanted.items():
         try:
-            trace, figures = cases.simulated(build_case(), engine_of(engine))
+            simulated, figures = cases.simulated(build_case(), engine_of(engine))
         except (ScheduleError, CostsError, ParallelError) as error:
             if schedule:
                 raise type(error)(f"{label}: {error}") from None
@@ -258,7 +272,7 @@ def compare(
             continue
         entries.append(comparison.Entry(label, figures))
         if out:  # many large traces would not fit into memory together
-            traces[label] = trace
+            traces[label] = simulated
     if not entries:
         raise SimpipeError(f"there is nothing to compare: {refused[0]}")
     ordered, rows = comparison.rank(entries)

@@ -8,7 +8,8 @@ In between, the rank waits for the last-arriving input of its next slot, and the
 * waits_for_forward or waits_for_gradient while the slot that makes it runs, or itself waits for its inputs;
 * blocked_by_order while that slot had all its inputs but its rank's order had not come to it, and, where
   communication blocks, while the message was made but its other end had not come to it;
-* barrier where the next slot is the optimizer's, behind the barrier.
+* barrier where the next slot is the optimizer's, behind the barrier;
+* late_start where the slot had all its inputs and its rank stood still all the same, which only recorded runs do.
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ CAUSES = (
     "waits_for_transfer",
     "blocked_by_order",
     "barrier",
+    "late_start",
 )
-WARM_UP, COOL_DOWN, FORWARD, GRADIENT, TRANSFER, ORDER, AT_BARRIER = range(7)
+WARM_UP, COOL_DOWN, FORWARD, GRADIENT, TRANSFER, ORDER, AT_BARRIER, LATE = range(8)
 
 
 class Bubbles(NamedTuple):
     """One entry a bubble, by rank and time.
 
     rank, start, end: where and when. slot: the slot it ends at, -1 for the end of the run. ended_by: the task
-    whose end ends it, the last-arriving input of that slot; -1 for none. causes: (bubbles, 7) seconds by cause,
+    whose end ends it, the last-arriving input of that slot; -1 for none. causes: (bubbles, 8) seconds by cause,
     in the order of CAUSES; they add up to end - start. in_flight: seconds of it in which that input, a message,
     was on its way; the rest is waiting.
     """
@@ -118,8 +120,12 @@ def _explain(
     ended_by = np.full(len(rank), -1, np.int64)
     inner = np.flatnonzero(slot >= 0)
     ended_by[inner] = trace.last_inputs(_first_tasks(trace, slot[inner]))
-    length = end - start
     causes = np.zeros((len(rank), len(CAUSES)))
+    waited = np.flatnonzero((ended_by >= 0) & ~is_head)
+    late = end[waited] - np.clip(trace.end[ended_by[waited]], start[waited], end[waited])
+    causes[waited, LATE] = np.where(late > INTERVAL * trace.makespan, late, 0.0)
+    end = end - causes[:, LATE]
+    length = end - start
     in_flight = np.zeros(len(rank))
     causes[is_head, WARM_UP] = length[is_head]
     causes[slot < 0, COOL_DOWN] = length[slot < 0]

@@ -73,6 +73,7 @@ LAYERS = [
     "simulator.report",
     "simulator.views",
     "simulator.calibration",
+    "simulator.recorded",
     "simulator.measuring",
     "commands.options",
     "commands",

@@ -71,6 +71,7 @@ export interface Run {
 
 export const CAUSES = [
   "warm_up", "cool_down", "waits_for_forward", "waits_for_gradient", "waits_for_transfer", "blocked_by_order", "barrier",
+  "late_start",
 ];
 export const PAIR = 4;
 export const KINDS = 4;

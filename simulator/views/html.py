@@ -40,6 +40,8 @@ REMEDIES = {
     "another order removes it.",
     "barrier": "All ranks wait for the last one and for the gradients: a balanced load removes it, or an optimizer "
     "step without a barrier.",
+    "late_start": "All that the slot needs was there: the host launches late, or the recording does not show what it "
+    "waits for.",
 }
 """What would remove a bubble, by its main cause."""
 

@@ -32,6 +32,7 @@ CAUSES = {
     "waits_for_transfer": "#D9CDEB",
     "blocked_by_order": "#F3DDE9",
     "barrier": "#B5B5B5",
+    "late_start": "#C9C4B0",
 }
 """Fill of a bubble by its main cause."""
 
@@ -43,6 +44,7 @@ CAUSE_WORDS = {
     "waits_for_transfer": "waits for a transfer",
     "blocked_by_order": "blocked by the order",
     "barrier": "barrier",
+    "late_start": "starts late",
 }
 """What a cause is called."""
 

@@ -56,6 +56,27 @@ def read(path: Path, data: bytearray, classes: Classes) -> Timings:
     return trace.timings(trace.of(events, ranges, classes, path.name, sms, gpu), events)
 
 
+def ranges(path: Path, data: bytearray) -> tuple[int | None, list[tuple[str, int, int]]]:
+    """The rank that a trace says it is of, and its named ranges, (name, start, end) in whole nanoseconds of the clock.
+
+    As they ran on the GPU where the trace has them there, on the stream with most of them; else as they were launched.
+    """
+    document = _decode(path, data)
+    data.clear()
+    base = document.baseTimeNanoseconds
+    base = base if isinstance(base, int) and not isinstance(base, bool) and abs(base) < 2**63 else 0
+    found: dict[str, list[tuple[str, int, int]]] = {}
+    for event in document.traceEvents:
+        if event.cat in ("user_annotation", "gpu_user_annotation") and event.ts is not None:
+            start = base + round(_number(path, event, "ts") * 1e3)
+            stream = f"{event.cat} {event.tid}" if event.cat == "gpu_user_annotation" else ""
+            found.setdefault(stream, []).append((event.name, start, start + round(_number(path, event, "dur") * 1e3)))
+    rank = document.distributedInfo.get("rank") if isinstance(document.distributedInfo, dict) else None
+    on_gpu = [stream for stream in found if stream]
+    chosen = max(on_gpu, key=lambda stream: sum(end - start for _, start, end in found[stream])) if on_gpu else ""
+    return rank if isinstance(rank, int) and not isinstance(rank, bool) else None, found.get(chosen, [])
+
+
 def _decode(path: Path, data: bytearray) -> Any:
     msgspec = library("msgspec")
     fields = {"correlation": "correlation", "external": "External id", "stream": "stream", "grid": "grid"}
@@ -68,12 +89,21 @@ def _decode(path: Path, data: bytearray) -> Any:
             ("cat", str | None, None),
             ("ts", Any, None),
             ("dur", Any, None),
+            ("tid", Any, None),
             ("args", args | None, None),
         ],
         gc=False,
         module=__name__,
     )
-    document: Any = msgspec.defstruct("Document", [("traceEvents", list[event]), ("deviceProperties", Any, None)])
+    document: Any = msgspec.defstruct(
+        "Document",
+        [
+            ("traceEvents", list[event]),
+            ("deviceProperties", Any, None),
+            ("distributedInfo", Any, None),
+            ("baseTimeNanoseconds", Any, None),
+        ],
+    )
     gc.disable()
     try:
         return msgspec.json.decode(data, type=document)
