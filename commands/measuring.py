@@ -119,7 +119,7 @@ def import_trace(
     drawn = [target for target in out or [] if not target.lower().endswith(".toml")]
     views.check(drawn)
     found = recorded.read(files, step, worker)
-    figures = cases.of_trace(found.trace)
+    figures = cases.figures_of(found.trace)
     for target in out or []:
         if target in drawn:
             views.write(found.trace, target)

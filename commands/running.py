@@ -148,7 +148,7 @@ def replay(
 ) -> None:  # fmt: skip
     """`run` over measured operations: every step and worker pipeline of the table, or the chosen ones."""
     from simpipe.simulator import case as cases
-    from simpipe.simulator import comparison, views
+    from simpipe.simulator import comparison, recorded, views
     from simpipe.simulator import replay as replays
     from simpipe.simulator.costs import measured
     from simpipe.simulator.trace import simulate
@@ -168,7 +168,9 @@ def replay(
         for target in out:
             if target.lower().endswith(".html"):  # the page shows the measured run beside its replay
                 both = {
-                    f"measured (step {step}, dp_rank {worker})": replays.as_measured(trace, operations, step, worker),
+                    f"measured (step {step}, dp_rank {worker})": recorded.of_operations(
+                        operations, step, worker, program
+                    ).trace,
                     "simulated": trace,
                 }
                 entries = [comparison.Entry(label, cases.figures_of(run)) for label, run in both.items()]
@@ -260,7 +262,7 @@ def compare(
         for suffix, overlap in overlaps(set or []):
             build = partial(scenario_of, scenario, text, costs, microbatches, flags, [*(set or []), *overlap])
             wanted[text + suffix] = lambda build=build: cases.modelled(build())  # type: ignore[misc]
-    entries = [comparison.Entry(name, cases.of_trace(each)) for name, each in traces.items()]
+    entries = [comparison.Entry(name, cases.figures_of(each)) for name, each in traces.items()]
     refused = []
     for label, build_case in wanted.items():
         try:

@@ -95,11 +95,6 @@ def modelled(scenario: Scenario, program: Callable[..., Program] = schedules.pro
     return Case(spec.name, order, balance.balanced(costs, order))
 
 
-def of_trace(trace: Trace) -> Figures:
-    """The figures of a trace that no case made, as a recorded one."""
-    return Figures(summarize(trace), trace.critical_seconds, bubbles.longest(trace, LONGEST), None, None)
-
-
 def simulated(case: Case, engine: Engine = "auto") -> tuple[Trace, Figures]:
     """Run a case and find its figures."""
     trace = simulate(case.program, case.costs, engine)

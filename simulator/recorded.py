@@ -25,6 +25,7 @@ from simpipe.simulator.calibration.readers import kineto
 from simpipe.simulator.calibration.timings import read_bytes
 from simpipe.simulator.costs import measured
 from simpipe.simulator.costs.given import Costs
+from simpipe.simulator.costs.measured import Operations
 from simpipe.simulator.errors import ProgramError, SimpipeError
 from simpipe.simulator.graph import Graph
 from simpipe.simulator.kernels import Floats
@@ -93,6 +94,29 @@ def read(paths: Sequence[str], step: int | None = None, worker: int | None = Non
     return imported(recording)
 
 
+def of_operations(operations: Operations, step: int, worker: int, program: Program) -> Imported:
+    """A step of a worker pipeline that ran in a program's order. Raises RecordedError where it ran in another."""
+    found = imported(_recording(operations, operations.at("step", step), operations.at("worker", worker)))
+    ran = found.trace.program
+    if ran != program:
+        raise RecordedError(
+            f"{operations.source}, {found.recording.label}: {_first_difference(ran, program)}; recorded and simulated "
+            "runs are compared in one order"
+        )
+    return found
+
+
+def _first_difference(ran: Program, other: Program) -> str:
+    """Where a program differs from another of as many actions on each rank, or how many it has."""
+    if len(ran.kind) != len(other.kind) or (ran.rank_start != other.rank_start).any():
+        return (
+            f"it has {len(ran.kind)} actions on {ran.ranks} ranks, but {other.name} {len(other.kind)} on {other.ranks}"
+        )
+    columns = ((ran.stage, other.stage), (ran.kind, other.kind), (ran.microbatch, other.microbatch))
+    at = int(np.argmax(np.any([one != two for one, two in columns], axis=0)))
+    return f"rank {ran.action_rank[at]} ran {ran.action_text(at)} where {other.name} has {other.action_text(at)}"
+
+
 def imported(recording: Recording) -> Imported:
     """The trace of a recording. Raises RecordedError where it is none of a pipeline's step."""
     rows = _rows(recording)
@@ -142,6 +166,11 @@ def _of_table(paths: Sequence[str], step: int | None, worker: int | None) -> Rec
     slowest = operations.spans.max(axis=1)
     i = operations.at("step", step) if step is not None else _middle(slowest.tolist())
     j = operations.at("worker", worker) if worker is not None else int(operations.spans[i].argmax())
+    return _recording(operations, i, j)
+
+
+def _recording(operations: Operations, i: int, j: int) -> Recording:
+    """Of the step and the worker at these places."""
     kinds = (Kind.F, Kind.B)
     index = np.indices(operations.seconds.shape[2:]).reshape(3, -1).T.tolist()
     begin = operations.start[i, j].min()
@@ -151,7 +180,7 @@ def _of_table(paths: Sequence[str], step: int | None, worker: int | None) -> Rec
         seconds = float(operations.seconds[i, j, kind, stage, microbatch])
         ran.append(Ran(stage, Action(stage, kinds[kind], microbatch), start, start + seconds))
     label = f"step {operations.steps[i]} dp_rank {operations.workers[j]}"
-    return Recording(paths[0], label, tuple(ran))
+    return Recording(operations.source, label, tuple(ran))
 
 
 def _of_profiles(paths: Sequence[str], step: int | None, worker: int | None) -> Recording:

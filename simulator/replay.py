@@ -380,30 +380,6 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def as_measured(replayed: Trace, operations: Operations, step: int, worker: int) -> Trace:
-    """A step of a worker pipeline as it was measured, over the graph of its replay, so that both can be compared.
-
-    Messages are there when their maker ended: the table does not say when they arrived. Raises CostsError where a rank
-    ran in another order than the program's.
-    """
-    graph, program = replayed.graph, replayed.program
-    at = operations.at("step", step), operations.at("worker", worker)
-    begun, lasted = (by_action(program, part[at][None, None])[0] for part in (operations.start, operations.seconds))
-    begun = begun - begun.min()
-    head = program.slot_start[:-1]
-    start, end = np.minimum.reduceat(begun, head), np.maximum.reduceat(begun + lasted, head)
-    wrong = np.flatnonzero((np.diff(program.slot_rank) == 0) & (np.diff(start) < 0))
-    if len(wrong):
-        one, other = (program.action_text(int(head[slot])) for slot in (wrong[0], wrong[0] + 1))
-        raise CostsError(
-            f"{operations.source}: in step {step} dp_rank {worker} started {other} before {one}, which {program.name} "
-            f"runs first; measured and simulated can be compared in one order only"
-        )
-    makers = program.action_slot[graph.action[graph.message]]
-    there = end[makers]
-    return replace(replayed, start=np.concatenate([start, there]), end=np.concatenate([end, there]), costs=None)
-
-
 def places(operations: Operations, what: Axis, asked: Sequence[int] | None) -> list[int]:
     """Indices of the steps or workers asked for, each once; all of them for None."""
     if asked is None:

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from simpipe.cli import app
 from simpipe.schedules import program
 from simpipe.simulator import bubbles, views
+from simpipe.simulator.costs import measured
 from simpipe.simulator.costs.given import Costs
 from simpipe.simulator.errors import SimpipeError
-from simpipe.simulator.recorded import per_stage, read
+from simpipe.simulator.recorded import of_operations, per_stage, read
 from simpipe.simulator.summary import summarize
 from simpipe.simulator.trace import Trace, simulate
 
@@ -183,6 +184,17 @@ def test_a_production_table_becomes_a_trace(tmp_path: Path) -> None:
     assert slowest.trace.program == expected.program
     assert slowest.trace.makespan == pytest.approx(expected.makespan)
     assert read([path], step=5, worker=0).trace.makespan == pytest.approx(expected.makespan / 1.5)
+
+
+def test_a_table_in_another_order_than_a_program_is_refused(tmp_path: Path) -> None:
+    operations = measured.read(table(tmp_path))
+    assert of_operations(operations, 5, 1, program("1f1b", 2, 3)).recording.label == "step 5 dp_rank 1"
+    with pytest.raises(
+        SimpipeError, match="rank 0 ran 0B0 where gpipe has 0F2; recorded and simulated runs are compared"
+    ):
+        of_operations(operations, 5, 1, program("gpipe", 2, 3))
+    with pytest.raises(SimpipeError, match="it has 12 actions on 2 ranks, but 1f1b 16 on 2"):
+        of_operations(operations, 5, 1, program("1f1b", 2, 4))
 
 
 def test_command_lines(tmp_path: Path) -> None:

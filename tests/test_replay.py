@@ -17,7 +17,7 @@ from simpipe.simulator.costs.given import Costs
 from simpipe.simulator.costs.measured import Operations, read
 from simpipe.simulator.errors import CostsError
 from simpipe.simulator.kernels import Floats
-from simpipe.simulator.replay import as_measured, describe, replay
+from simpipe.simulator.replay import describe, replay
 from simpipe.simulator.trace import simulate
 
 MEASURED = Path(__file__).resolve().parents[1].parent / "shared" / "measured"
@@ -350,28 +350,3 @@ def test_production_run_ar_is_replayed_within_half_a_percent_and_has_one_slow_wo
     made = found.made.sum(axis=(0, 3))
     assert made[0, 0] > 0.5 * made.sum()
     assert any(line.startswith("slow worker: dp_rank 0, stage 0 ") for line in describe(found))
-
-
-class TestAsMeasured:
-    def test_a_run_that_was_as_simulated_is_its_replay(self, good: pd.DataFrame) -> None:
-        operations = Operations.from_frame(good)
-        size = program("1f1b", ranks=4, microbatches=6)
-        trace = simulate(size, operations.costs(40, 1))
-        measured = as_measured(trace, operations, 40, 1)
-        np.testing.assert_allclose(measured.start, trace.start, atol=1e-9)
-        np.testing.assert_allclose(measured.end, trace.end, atol=1e-9)
-        assert measured.makespan == pytest.approx(operations.span(40, 1))
-
-    def test_gaps_of_the_table_are_in_it(self, good: pd.DataFrame) -> None:
-        late = good["start_ts"] + 0.25 * (good["stage"] == 3) * (good["step"] == 7)
-        operations = Operations.from_frame(good.assign(start_ts=late))
-        size = program("1f1b", ranks=4, microbatches=6)
-        trace = simulate(size, operations.costs(7, 0))
-        shift = as_measured(trace, operations, 7, 0).slot_start - trace.slot_start
-        np.testing.assert_allclose(shift, np.where(size.slot_rank == 3, 0.25, 0.0), atol=1e-9)
-
-    def test_another_order_is_refused(self, good: pd.DataFrame) -> None:
-        operations = Operations.from_frame(good)
-        size = program("gpipe", ranks=4, microbatches=6)
-        with pytest.raises(CostsError, match=r"dp_rank 0 started 0B0 before 0F[45], which gpipe runs first"):
-            as_measured(simulate(size, operations.costs(7, 0)), operations, 7, 0)
