@@ -469,3 +469,24 @@ def test_a_table_of_collectives_is_fitted(tmp_path: Path) -> None:
     path.write_text("op,num_gpus,bytes,latency_ms\nall_gathr,2,512,1\n")
     with pytest.raises(TimingsError, match=r"line 2: collective is one of all_reduce, .* not 'all_gathr'"):
         readers.read(str(path), RULES)
+
+
+def test_a_base_of_another_kind_is_left_behind() -> None:
+    """Timings of a machine 200 times as slow: efficiencies follow, though nothing near the base explains them."""
+    moved = np.exp(np.linspace(np.log(1e5), np.log(1e9), 60))
+    made = noisy(1e-4 + moved / 1.5e10, np.random.default_rng(2))
+    (found,) = curves.fit(table("memory_bound", [""] * 60, made, moved=moved), H100)
+    assert found.fit.values == pytest.approx([1.5e10 / H100.gpu.memory_bandwidth, 1e-4], rel=0.1)
+
+
+def test_a_refused_file_leaves_nothing_behind(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    bad, out = tmp_path / "bad.json", tmp_path / "mine.toml"
+    bad.write_bytes(broken(dur=-1))
+    command = [sys.executable, "-m", "simpipe", "calibrate", str(bad), "--base", "h100", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n"), out.exists()) == (2, 1, False)
+    done = subprocess.run([*command[:-1], str(tmp_path / "mine.yaml")], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith("its ending names no format; a profile is .toml, a report .html\n")

@@ -42,22 +42,22 @@ FEWEST = 8
 MICROSECOND = 1e-6
 
 _GEMM = (
-    ("efficiency", 0.02, 1.0, 0.5, 0.0),
+    ("efficiency", 0.001, 1.0, 0.5, 0.0),
     ("tile_half", 0.0, 200.0, 1.5, 1.0),
     ("k_ramp", 0.0, 2000.0, 1.0, 50.0),
     ("wave_quantisation", 0.0, 1.0, 0.3, None),
     ("memory_efficiency", 0.05, 1.0, 0.8, 0.0),
     ("sharpness", 1.0, 10.0, 0.5, 0.0),
-    ("floor", 0.0, 2e-4, 0.7, 1e-6),
+    ("floor", 0.0, 1e-2, 0.7, 1e-6),
 )
 _ATTENTION = (
-    ("efficiency", 0.02, 1.0, 0.5, 0.0),
+    ("efficiency", 0.001, 1.0, 0.5, 0.0),
     ("head_half", 0.0, 400.0, 1.0, 20.0),
     ("k_ramp", 0.0, 2000.0, 1.0, 50.0),
     ("tail", 0.0, 5.0, 0.5, 0.2),
     ("memory_efficiency", 0.05, 1.0, 0.4, 0.0),
     ("sharpness", 1.0, 10.0, 0.5, 0.0),
-    ("floor", 0.0, 2e-4, 0.7, 1e-6),
+    ("floor", 0.0, 1e-2, 0.7, 1e-6),
 )
 _COLLECTIVES = (("floor", 0.0, 1e-3, 1.0, 1e-6), ("hop", 0.0, 1e-4, 1.0, 1e-7), ("fill", 0.0, 1e9, 1.0, 1e4))
 _EXCHANGE = (
@@ -67,7 +67,7 @@ _EXCHANGE = (
     ("dispatch_floor", 0.0, 1e-3, 0.7, 1e-6),
     ("combine_floor", 0.0, 1e-3, 0.7, 1e-6),
 )
-_MEMORY = (("efficiency", 0.02, 1.0, 0.5, 0.0), ("floor", 0.0, 2e-4, 0.7, 1e-6))
+_MEMORY = (("efficiency", 0.001, 1.0, 0.5, 0.0), ("floor", 0.0, 1e-2, 0.7, 1e-6))
 """Of each parameter: name, bounds, how unsure it is before any timing is seen, and in which scale (see Parameter)."""
 
 

@@ -24,6 +24,13 @@ SEED, DRAWS = 20_261, 400
 EFFICIENT = 2.385
 """Cauchy's scale over the residuals' standard deviation, at which a normal sample loses 5 % of its information."""
 
+FEW_SCALE = 0.05
+"""The scale at least, where there are hardly more timings than parameters, which then explain them all."""
+
+ANOTHER = 1.0
+"""Where the base is further off than this (median of the log), it is another kind of machine, as a CPU: no parameter is
+held to it until they have come near by plain least squares."""
+
 ROUNDS = 4
 """Times that the scale is found anew."""
 
@@ -79,7 +86,11 @@ def fit(curve: Curve, measured: Floats, parameters: list[Parameter]) -> Fit:
         return np.log(curve(values)) - seen
 
     at = np.clip(prior, bounds[0] + 1e-9, bounds[1] - 1e-9)
-    scale = spread(apart(at))
+    least = FEW_SCALE if len(measured) <= len(parameters) + 2 else 1e-3
+    if abs(np.median(apart(at))) > ANOTHER:
+        far = partial(_far, apart, prior, width)
+        at = prior = optimize.least_squares(far, at, bounds=bounds, x_scale=width, max_nfev=200).x
+    scale = max(spread(apart(at)), least)
     for _ in range(ROUNDS):
         target = partial(_pulled, apart, scale, prior, width)
         solved = optimize.least_squares(
@@ -92,7 +103,7 @@ def fit(curve: Curve, measured: Floats, parameters: list[Parameter]) -> Fit:
             xtol=1e-4,
             max_nfev=20,
         )
-        at, before, scale = solved.x, scale, spread(apart(solved.x))
+        at, before, scale = solved.x, scale, max(spread(apart(solved.x)), least)
         if abs(scale - before) < 0.01 * before:
             break
     slopes = _slopes(apart, bounds, at)
@@ -113,6 +124,11 @@ def _pulled(apart: Curve, scale: float, prior: Floats, width: Floats, at: Floats
     """What is squared and summed: Cauchy's loss of each residual, and how far each parameter is from its start."""
     bent = apart(at) / scale / EFFICIENT
     return np.concatenate([np.sign(bent) * EFFICIENT * np.sqrt(np.log1p(bent**2)), (at - prior) / width])
+
+
+def _far(apart: Curve, prior: Floats, width: Floats, at: Floats) -> Floats:
+    """What is squared and summed where the base may be off by any factor."""
+    return np.concatenate([apart(at), 0.01 * (at - prior) / width])
 
 
 def _slopes(curve: Curve, bounds: Floats, at: Floats) -> Floats:
