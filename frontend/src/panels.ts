@@ -1,6 +1,6 @@
 // Under the lanes, on the same time axis: what a rank keeps in memory by kind, and the messages under way.
 
-import { type Layout, ticksOf, xOf } from "./layout";
+import { type Layout, ticksOf } from "./layout";
 import { firstAbove, type Run } from "./run";
 import type { Surface } from "./surface";
 import { mixed, type Theme } from "./theme";
@@ -129,12 +129,14 @@ export function drawLinks(surface: Surface, run: Run, rank: number, layout: Layo
     const full = unit === "share" ? Math.max(1, most) : most;
     const height = (CHART - 8) / full;
     surface.clip(gutter, base - CHART, lanes, CHART, () => {
-      const first = Math.max(0, Math.floor((view.from / run.span) * bins));
-      for (let bin = first; bin < bins; bin++) {
-        const [x, right] = [bin, bin + 1].map((edge) => xOf(layout, view, (edge * run.span) / bins));
-        if (x > gutter + lanes) break;
-        const tall = ((use[bin] / 1000) * most) * height;
-        if (tall > 0) surface.rect(x, base - tall, right - x, tall, theme.dark ? "#d9b44a" : "#b8860b");
+      const perPixel = ((view.to - view.from) / run.span) * (bins / lanes);
+      for (let x = 0; x < lanes; x++) {
+        const from = Math.floor((view.from / run.span) * bins + x * perPixel);
+        const to = Math.max(from + 1, Math.floor((view.from / run.span) * bins + (x + 1) * perPixel));
+        let sum = 0;
+        for (let bin = Math.max(from, 0); bin < Math.min(to, bins); bin++) sum += use[bin];
+        const tall = (sum / (to - from) / 1000) * most * height;
+        if (tall > 0) surface.rect(gutter + x, base - tall, 1, tall, theme.dark ? "#d9b44a" : "#b8860b");
       }
     });
     surface.line([gutter, base, gutter + lanes, base], theme.grid, 1);

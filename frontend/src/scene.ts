@@ -73,7 +73,10 @@ function paintLabel(scene: Scene, surface: Surface, row: Row): void {
   if (row.kind === "title") {
     surface.rect(0, y - row.height / 2, layout.width, row.height, theme.background);
     const { bubble_rate: rate } = row.run.header.figures as { bubble_rate: number };
-    const text = `${row.run.header.name}   ${time(row.run.header.makespan)}, bubble ${Number((100 * rate).toFixed(2))}%`;
+    const [own, best] = [row.run.header.makespan, fastest(scene.runs).header];
+    const later = own > best.makespan
+      ? `   +${time(own - best.makespan)} (+${(100 * (own / best.makespan - 1)).toFixed(1)}%) on ${best.name}` : "";
+    const text = `${row.run.header.name}   ${time(own)}, bubble ${Number((100 * rate).toFixed(2))}%${later}`;
     surface.text(4, y + 2, text, 12, theme.ink, "left", true);
   } else if (row.kind === "rank") {
     const every = Math.max(1, Math.ceil(12 / row.height));
@@ -550,11 +553,15 @@ function paintOthers(scene: Scene, surface: Surface, row: Row, y: number, height
 
 // What lies over the lanes.
 
-/** The end of each run, and by how much it ends later than the first to end. */
+function fastest(runs: Run[]): Run {
+  return runs.reduce((best, run) => (run.header.makespan < best.header.makespan ? run : best));
+}
+
+/** The end of each run, and where the first to end is there. */
 function paintEnds(scene: Scene, surface: Surface): void {
   const { layout, view, theme, runs } = scene;
   if (runs.length < 2) return;
-  const best = Math.min(...runs.map((run) => run.header.makespan));
+  const best = fastest(runs).header.makespan;
   for (const run of runs) {
     const rows = layout.rows.filter((row) => row.run === run && row.kind !== "title");
     const [from, to] = [rows[0].y - view.top, rows.at(-1)!.y + rows.at(-1)!.height - view.top];
@@ -563,8 +570,6 @@ function paintEnds(scene: Scene, surface: Surface): void {
     if (run.header.makespan > best) {
       const first = xOf(layout, view, best);
       surface.line([first, from, first, to], theme.faint, 1, 4);
-      const share = run.header.makespan / best - 1;
-      surface.text(x + 4, from + 8, `+${time(run.header.makespan - best)} (+${(100 * share).toFixed(1)}%)`, 10, theme.ink, "left");
     }
   }
 }
