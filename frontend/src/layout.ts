@@ -76,6 +76,11 @@ export function rowOf(layout: Layout, run: number, rank: number): Row | undefine
   return layout.rows.find((row) => row.kind === "rank" && row.run.index === run && row.rank === rank);
 }
 
+/** Where a row's upper edge is drawn. */
+export function topOf(view: View, row: Row): number {
+  return row.y - view.top;
+}
+
 export function xOf(layout: Layout, view: View, time: number): number {
   return layout.gutter + ((time - view.from) / (view.to - view.from)) * layout.lanes;
 }

@@ -71,3 +71,8 @@ export function fromFragment(text: string, first: View): View {
 function short(value: number): string {
   return String(Number(value.toPrecision(9)));
 }
+
+/** A slot or bubble of a run; null for index -1. */
+export function target(what: Target["what"], run: { index: number }, index: number): Target | null {
+  return index < 0 ? null : { what, run: run.index, index };
+}
