@@ -16,6 +16,9 @@ from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.experts import study
 from simpipe.simulator.scenario import Scenario
 
+PLAIN = "1f1b"
+"""What a schedule is switched off for; it has a stage a rank."""
+
 CHUNK = 64
 """Tokens that a channel moves at once where nobody tuned it: the largest that tuning tries."""
 
@@ -56,11 +59,14 @@ def _switched(scenario: Scenario) -> Iterator[tuple[str, str, case.Case]]:
     def with_(**keys: Any) -> case.Case:
         return case.modelled(scenario.with_(**keys))
 
-    yield "overlap", "F and B of a slot one after the other, as chains", with_(overlap="serial")
-    plain = {"schedule": "1f1b", "layers": scenario.to_dict()["layers"]}
-    if case.modelled(scenario).schedule != plain["schedule"]:
-        yield scenario.schedule, "1f1b, overlapped within its slots", with_(**plain, overlap="within-slot")
-        yield scenario.schedule, "1f1b, its slots as chains", with_(**plain, overlap="none")
+    program = case.modelled(scenario).program
+    if len(program.kind) > program.slots or parallel.overlap == "within-slot":
+        yield "overlap", "F and B of a slot one after the other, as chains", with_(overlap="serial")
+    if program.name != PLAIN and scenario.chunks is None:
+        layers = scenario.to_dict()["layers"] if program.stages == program.ranks else "even"
+        plain = {"schedule": PLAIN, "layers": layers}
+        yield program.name, f"{PLAIN}, overlapped within its slots", with_(**plain, overlap="within-slot")
+        yield program.name, f"{PLAIN}, its slots as chains", with_(**plain, overlap="none")
     experts = model.experts
     if experts and experts.groups_per_token < experts.groups:
         free = replace(model, experts=replace(experts, groups_per_token=experts.groups))

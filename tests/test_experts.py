@@ -15,8 +15,10 @@ from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.experts import placement, recorded, study
 from simpipe.simulator.experts.balance import STRATEGIES, Affinities, Gate, Sample, Strategy
 from simpipe.simulator.experts.routing import Router, route
+from simpipe.simulator.scenario import Scenario
 
 DEEPSEEK = Router(256, 8, 8, 4)
+EXAMPLE = Path(__file__).parents[1] / "examples" / "deepseek_v3.yaml"
 
 
 def drawn(router: Router, rates: np.ndarray, tokens: int, seed: int = 1) -> np.ndarray:
@@ -245,6 +247,20 @@ def test_the_command_says_what_imbalance_costs_a_step(tmp_path: Path) -> None:
     read = json.loads(simpipe(*short, "--loads", "loads.csv", cwd=tmp_path).stdout)["strategies"][0]
     assert read["gpu_imbalance_per_layer"] == none["gpu_imbalance_per_layer"]
     assert read["step_time_s"] == none["step_time_s"]
+
+
+def test_redundant_experts_take_memory() -> None:
+    """64 more of 256 on 64 GPUs: one more on each in every layer, of 3 x 7,168 x 2,048 parameters; a rank of DualPipe
+    has up to 8 layers with experts."""
+    scenario = Scenario.read(EXAMPLE, global_batch=4096, averages="none")
+    model = scenario.load().model
+    loads = np.full((58, 256), 100)
+    placing = study.Placing(64, "balanced", 64)
+    plan = study.Plan(1, Sample(1, 1), Sample(1, 1), 0.0, 1.0)
+    found = study.recorded(model, loads, plan, placing, scenario)
+    parameters = 8 * 3 * 7168 * 2048
+    each = 1 + 4 + (4 + 2 * 2) / 2 / 2  # fp8 weights, fp32 gradients, states over two data-parallel GPUs and two copies
+    assert found.redundant_bytes == pytest.approx(parameters * each, rel=0.02)
 
 
 @pytest.mark.parametrize(

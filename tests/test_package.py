@@ -36,6 +36,7 @@ def test_every_module_and_profile_is_in_the_wheel(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     folders = ("simulator", "schedules", "commands", "hardware_profiles", "model_profiles")
     wanted = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
+    wanted += [*ROOT.glob("examples/*.yaml"), *ROOT.glob("examples/*_published.toml")]
     wanted += [ROOT / name for name in ("__init__.py", "__main__.py", "cli.py", "py.typed")]
     assert {f"simpipe/{path.relative_to(ROOT)}" for path in wanted} - inside == set()
 

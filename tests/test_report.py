@@ -141,3 +141,12 @@ def test_bad_input_is_one_sentence(arguments: tuple[str, ...], sentence: str) ->
     assert run.returncode == 2
     assert sentence in run.stderr
     assert len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("schedule", ["zb-v", "interleaved-1f1b:chunks=2", "1f1b"])
+def test_any_schedule_can_be_switched_off(schedule: str) -> None:
+    """One with more stages than ranks gives its layers' layout up; 1F1B is what others are switched off for."""
+    keys = {"ranks": 4, "gpus": 8, "global_batch": 16, "sequence": 1024, "recompute": ["norms"]}
+    scenario = Scenario.of({"model": "llama3-8b", "hardware": "h100", "schedule": schedule} | keys)
+    offs = [row.off for row in ablation.table(scenario, None)]
+    assert offs == ["", *[schedule.partition(":")[0]] * (2 * (schedule != "1f1b")), "recomputation"]

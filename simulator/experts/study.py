@@ -9,13 +9,14 @@ balance.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from simpipe.simulator import case
 from simpipe.simulator.costs.model import Model
+from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.experts import placement
 from simpipe.simulator.experts.balance import STRATEGIES, Affinities, Gate, History, Sample, Strategy, follow
@@ -81,7 +82,8 @@ class Outcome:
 @dataclass(frozen=True, eq=False)
 class Study:
     """Strategies on one basis. sampling: MaxVio that drawing so few tokens gives a layer whose experts are equal.
-    balanced_s: the time of a step with none out of balance, None without a scenario."""
+    balanced_s: the time of a step with none out of balance, redundant_bytes: what redundant experts' weights, gradients
+    and optimizer states take on a GPU of the rank that has most of them; None and 0 without a scenario."""
 
     model: str
     router: Router
@@ -91,6 +93,7 @@ class Study:
     sampling: float
     outcomes: tuple[Outcome, ...]
     balanced_s: float | None = None
+    redundant_bytes: float = 0.0
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a strategy, with what it adds to a balanced step."""
@@ -111,6 +114,7 @@ class Study:
             "placing": self.placing._asdict(),
             "sampling_violation": self.sampling,
             "balanced_step_time_s": self.balanced_s,
+            "redundant_bytes": self.redundant_bytes,
             "strategies": self.rows(),
         }
 
@@ -166,7 +170,19 @@ def _study(
         outcomes.append(Outcome(history, fullest, None if scenario is None else _step(scenario, fullest)))
     noise = sampling(router, plan.sample.sequences * plan.sample.tokens)
     layers = model.layers - model.dense_layers
-    return Study(model.name, router, layers, plan, placing, noise, tuple(outcomes), balanced)
+    more = 0.0 if scenario is None or not placing.redundant else _redundant_bytes(model, placing, scenario)
+    return Study(model.name, router, layers, plan, placing, noise, tuple(outcomes), balanced, more)
+
+
+def _redundant_bytes(model: Model, placing: Placing, scenario: Scenario) -> float:
+    made = case.modelled(scenario)
+    assert isinstance(made.costs, ModelledCosts)
+    assert model.experts
+    more = replace(model.experts, routed=model.experts.routed + placing.redundant, groups=1, groups_per_token=1)
+    other = ModelledCosts(replace(model, experts=more), made.costs.cluster, made.costs.parallel)
+    ranks = range(made.program.ranks)
+    own, all_held = ([sum(c.static_bytes(made.program, r).values()) for r in ranks] for c in (made.costs, other))
+    return max(held - less for held, less in zip(all_held, own, strict=True))
 
 
 def loaded(scenario: Scenario, fullest: Fullest | None = None) -> Scenario:

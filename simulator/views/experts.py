@@ -44,6 +44,9 @@ def text(study: Study) -> list[str]:
     )
     if study.balanced_s is not None:
         lines.append(f"a step with every GPU in balance takes {study.balanced_s:.3f} s")
+    if study.redundant_bytes:
+        size = console.size(study.redundant_bytes)
+        lines.append(f"the redundant experts take {size} more on a GPU, of weights, gradients and optimizer states")
     return lines
 
 
