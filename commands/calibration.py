@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,8 @@ def calibrate(
         ),
     ] = None,
     base: Annotated[
-        str, words("The machine to start from: a name (see `simpipe list hardware`) or a .toml profile.", "NAME")
+        str,
+        words("The machine to start from: a name (`simpipe list hardware`) or a profile (.toml, .yaml).", "NAME"),
     ] = "h800",
     scenario: Annotated[
         str | None,
@@ -35,7 +37,7 @@ def calibrate(
     json: Json = False,
     out: Annotated[
         list[str] | None,
-        words("Where to write: the profile as .toml, a report as .html; repeatable.", "PATH", "--out"),
+        words("Where to write: the profile as .toml or .yaml, a report as .html; repeatable.", "PATH", "--out"),
     ] = None,
 ) -> None:
     """Fit a machine's profile to timings, half of them; report how far off it is on the other half."""
@@ -50,10 +52,11 @@ def calibrate(
     from simpipe.simulator.calibration import report
     from simpipe.simulator.files import atomic
     from simpipe.simulator.scenario import Scenario
+    from simpipe.simulator.yaml_file import yaml_text
 
     for text in out or []:
-        if not text.lower().endswith((".toml", ".html")):
-            raise OutputError(f"{text}: its ending names no format; a profile is .toml, a report .html")
+        if not text.lower().endswith((".toml", ".yaml", ".yml", ".html")):
+            raise OutputError(f"{text}: its ending names no format; a profile is .toml or .yaml, a report .html")
     loaded = Scenario.read(scenario).load() if scenario else None
     found = calibrations.calibrate(sources, base, loaded, classes)
     for path in map(Path, out or []):
@@ -61,7 +64,8 @@ def calibrate(
             report.write(found, path)
             continue
         with atomic(path) as draft:
-            draft.write_text(found.profile, encoding="utf-8", newline="\n")
+            text = found.profile if path.suffix.lower() == ".toml" else yaml_text(tomllib.loads(found.profile))
+            draft.write_text(text, encoding="utf-8", newline="\n")
     if json:
         print_json(calibrations.to_dict(found))
     else:

@@ -63,7 +63,7 @@ CostsText = Annotated[
 ModelName = Annotated[
     str | None, words("An LLM: a name, a .toml profile or a HuggingFace config.json.", "NAME", "--model")
 ]
-Hardware = Annotated[str | None, words("A machine: a name or a .toml profile.", "NAME")]
+Hardware = Annotated[str | None, words("A machine: a name or a profile (.toml, .yaml).", "NAME")]
 Gpus = Annotated[int | None, number("GPUs in all.")]
 Tp = Annotated[int | None, number("Tensor parallel size.")]
 Cp = Annotated[int | None, number("Context parallel size.")]

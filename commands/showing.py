@@ -104,7 +104,7 @@ def show_model(
     print_json(facts) if json else print("\n".join(console.model(facts)))
 
 
-def show_hardware(name: Annotated[str, typer.Argument(help="A name or a .toml profile.")], json: Json = False) -> None:
+def show_hardware(name: Annotated[str, typer.Argument(help="A name or a profile's path.")], json: Json = False) -> None:
     """What a machine's profile holds, and where each figure comes from."""
     from simpipe.simulator.costs.cluster import load_cluster
     from simpipe.simulator.views import console
@@ -113,7 +113,7 @@ def show_hardware(name: Annotated[str, typer.Argument(help="A name or a .toml pr
     print_json([row._asdict() for row in rows]) if json else print("\n".join(console.hardware(rows)))
 
 
-def show_stack(name: Annotated[str, typer.Argument(help="A name or a .toml profile.")], json: Json = False) -> None:
+def show_stack(name: Annotated[str, typer.Argument(help="A name or a profile's path.")], json: Json = False) -> None:
     """What a software stack's profile holds, and where each figure comes from."""
     from simpipe.simulator.costs.stack import load_stack
     from simpipe.simulator.views import console

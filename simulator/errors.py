@@ -1,5 +1,11 @@
 """The errors a user can cause. Each is one sentence; the command line prints it and exits with status 2."""
 
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+
 
 class SimpipeError(Exception):
     """Base of every error that bad input causes: its text is the whole message."""
@@ -23,3 +29,20 @@ class ParallelError(SimpipeError):
 
 class OutputError(SimpipeError):
     """An output cannot be written or its ending names no format."""
+
+
+def show(value: object) -> str:
+    """The value as an error shows it: one short line."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        return "a table" if isinstance(value, dict) else f"a list of {len(value)}"
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def nearest(key: object, known: Iterable[str]) -> str:
+    """A hint at what was meant."""
+    names = list(known)
+    close = difflib.get_close_matches(str(key)[:80].lower(), names, 1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"

@@ -28,20 +28,16 @@ from simpipe.simulator.costs.parallel import (
     is_whole,
     parallel_keys,
     read_numbers,
-    show,
 )
 from simpipe.simulator.costs.stack import DEFAULT as DEFAULT_STACK
 from simpipe.simulator.costs.stack import Stack, load_stack
-from simpipe.simulator.errors import ParallelError, SimpipeError
-
-MAX_FILE_BYTES = 100_000
-MAX_DEPTH = 8
-"""Levels of nesting at which a file is given up; a scenario has two."""
+from simpipe.simulator.errors import ParallelError, SimpipeError, show
+from simpipe.simulator.yaml_file import read_yaml
 
 KEYS = {
     "model": "a name of `simpipe list models`, a profile (.toml) or a HuggingFace config.json",
-    "hardware": "a name of `simpipe list hardware`, or a profile (.toml)",
-    "stack": "the training software: a name of `simpipe list stacks`, or a profile (.toml)",
+    "hardware": "a name of `simpipe list hardware`, or a profile (.toml, .yaml)",
+    "stack": "the training software: a name of `simpipe list stacks`, or a profile (.toml, .yaml)",
     "schedule": "a name of `simpipe list schedules`, with options as name:group=8, a .py or a .csv file",
     "chunks": "stages per rank, where the schedule leaves a choice",
     "ranks": "pipeline ranks",
@@ -189,7 +185,7 @@ class Scenario:
 
         Raises ScenarioError, one sentence with file and key.
         """
-        given = read_yaml(Path(path))
+        given = read_yaml(Path(path), ScenarioError)
         folder = os.path.abspath(Path(path).parent)
         for key in PATHS:
             if isinstance(given.get(key), str):
@@ -312,66 +308,5 @@ def _path_and_options(text: str) -> tuple[str, str]:
     path, colon, options = text.rpartition(":")
     if not colon or "=" not in options:
         path, colon, options = text, "", ""
-    is_path = "/" in path or path.endswith((".toml", ".json", ".py", ".csv"))
+    is_path = "/" in path or path.endswith((".toml", ".yaml", ".yml", ".json", ".py", ".csv"))
     return (path, colon + options) if is_path else ("", "")
-
-
-# YAML.
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds: version 1.2, no aliases, not large or deep. Raises ScenarioError."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-    text = _text(path)
-    try:
-        _check_events(path, text)
-        table = YAML(typ="safe", pure=True).load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f"line {mark.line + 1}: " if mark else ""
-        problem = re.sub(r"^found ", "", _line(error.problem or error.context or "it cannot be read"))
-        raise ScenarioError(f"{path} is no YAML: {line}{problem}") from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise ScenarioError(f"{path} is no YAML: {_line(str(error))}") from None
-    if not isinstance(table, dict):
-        raise ScenarioError(f"{path} must hold keys and values, as `tp: 8`, not {show(table)}")
-    for key in table:
-        if not isinstance(key, str):
-            raise ScenarioError(f"{path}: unknown key {show(key)}; a key is text")
-    return table
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise ScenarioError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise ScenarioError(f"{path} is no scenario: it is larger than {MAX_FILE_BYTES} bytes")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ScenarioError(f"{path} is no YAML: byte {error.start} is not UTF-8") from None
-
-
-def _check_events(path: Path, text: str) -> None:
-    """Refuse what could make a small file large or deep, before anything is built from it."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
-
-    depth = 0
-    for event in YAML(typ="safe", pure=True).parse(text):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if isinstance(event, AliasEvent):
-            raise ScenarioError(f"{path} line {event.start_mark.line + 1}: a scenario takes no alias, *{event.anchor}")
-        if depth > MAX_DEPTH:
-            raise ScenarioError(f"{path} line {event.start_mark.line + 1}: is nested deeper than {MAX_DEPTH} levels")
-
-
-def _line(text: str) -> str:
-    """The first line of a library's message, as one short sentence."""
-    line = "".join(c if c.isprintable() else "?" for c in text.strip().partition("\n")[0])
-    return line if len(line) <= 160 else f"{line[:157]}..."

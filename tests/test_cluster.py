@@ -3,6 +3,7 @@ refused in one sentence."""
 
 import math
 import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -295,3 +296,17 @@ def test_times_are_finite_everywhere(machine: Cluster) -> None:
         assert math.isfinite(machine.grouped_gemm_seconds([(512, 4096, 7168)] * 4, format))
         for backward in (False, True):
             assert machine.attention_seconds(Attention(1, 8, 1, 4096, 4096, 128, 128), format, backward) < 1
+
+
+def test_a_profile_may_be_yaml(tmp_path: Path) -> None:
+    """With the same tables and keys; and as strictly read."""
+    from simpipe.simulator.yaml_file import yaml_text
+
+    text = 'base = "h800"\n[network]\nbandwidth_per_direction_GBps = { value = 100, assumed = "twice" }\n'
+    (tmp_path / "a.toml").write_text(text)
+    (tmp_path / "b.yaml").write_text(yaml_text(tomllib.loads(text)))
+    toml, yaml = (load_cluster(tmp_path / name) for name in ("a.toml", "b.yaml"))
+    assert replace(toml, name="b") == yaml
+    (tmp_path / "c.yaml").write_text("base: h800\nbase: h100\n")
+    with pytest.raises(ClusterError, match=r"c\.yaml is no YAML: line 2: duplicate key"):
+        load_cluster(tmp_path / "c.yaml")

@@ -16,7 +16,8 @@ from simpipe.simulator.costs.cluster import FOLDER, ClusterError
 from simpipe.simulator.costs.model import PROFILES, ModelError
 from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.errors import OutputError, SimpipeError
-from simpipe.simulator.scenario import KEYS, MAX_FILE_BYTES, Scenario, ScenarioError, ScheduleSpec
+from simpipe.simulator.scenario import KEYS, Scenario, ScenarioError, ScheduleSpec
+from simpipe.simulator.yaml_file import MAX_FILE_BYTES
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "deepseek_v3.yaml"
 PUBLISHED = Scenario.read(EXAMPLE)
@@ -208,7 +209,7 @@ def refusal(path: Path, **overrides: Any) -> str:
         ("tp: 2024-99-99", " is no YAML: month must be in 1..12"),
         ("tp: " + "9" * 5000, " is no YAML: Exceeds the limit (4300 digits)"),
         ("---\ntp: 2", " is no YAML: line 8: but found another document"),
-        ("tp: &a 1\nep: *a", " line 9: a scenario takes no alias, *a"),
+        ("tp: &a 1\nep: *a", " line 9: no alias is taken, *a"),
         ("tp: " + "[" * 9, " line 8: is nested deeper than 8 levels"),
         ("\x00", " is no YAML: unacceptable character #x0000"),
         ("3: 4", ": unknown key 3; a key is text"),
@@ -262,10 +263,10 @@ def test_names_are_printable_text(value: str, file: File) -> None:
         (b"- tp", " must hold keys and values, as `tp: 8`, not a list of 1"),
         (b"tp", " must hold keys and values, as `tp: 8`, not 'tp'"),
         (b"tp: \xff", " is no YAML: byte 4 is not UTF-8"),
-        (b"#" * (MAX_FILE_BYTES + 1), f" is no scenario: it is larger than {MAX_FILE_BYTES} bytes"),
+        (b"#" * (MAX_FILE_BYTES + 1), f" is no YAML to read: it is larger than {MAX_FILE_BYTES} bytes"),
         (b"[" * MAX_FILE_BYTES, " line 1: is nested deeper than 8 levels"),
         (b"- " * (MAX_FILE_BYTES // 2), " line 1: is nested deeper than 8 levels"),
-        (b"a: &a {x: 1}\nb: {<<: [*a, *a]}", " line 2: a scenario takes no alias, *a"),
+        (b"a: &a {x: 1}\nb: {<<: [*a, *a]}", " line 2: no alias is taken, *a"),
         (SMALL.encode("utf-16"), " is no YAML: byte 0 is not UTF-8"),
     ],
 )

@@ -15,6 +15,7 @@ SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in R
 
 LAYERS = [
     "simulator.errors",
+    "simulator.yaml_file",
     "simulator.kernels",
     "simulator.program",
     "simulator.graph",

@@ -16,6 +16,7 @@ from simpipe.simulator.calibration.curves import Curve
 from simpipe.simulator.calibration.slot import Slots
 from simpipe.simulator.calibration.timings import Kernels, Timings
 from simpipe.simulator.costs.cluster import Cluster, load_cluster
+from simpipe.simulator.costs.profile import YAML_ENDINGS
 
 if TYPE_CHECKING:
     from simpipe.simulator.scenario import Loaded
@@ -37,7 +38,7 @@ def calibrate(
 ) -> Calibration:
     """Fit the profile `base` to what files of timings say. `loaded`: the model that traces without shapes are of, and
     how it was laid out. Raises SimpipeError, one sentence, for a file that is unsound or says nothing."""
-    base = os.path.abspath(base) if base.endswith(".toml") else base
+    base = os.path.abspath(base) if base.endswith((".toml", *YAML_ENDINGS)) else base
     cluster = load_cluster(base)
     rules = patterns.read(classes)
     read = [readers.read(source, rules) for source in sources]

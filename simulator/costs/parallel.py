@@ -7,18 +7,16 @@ parallel for the experts.
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Cluster
 from simpipe.simulator.costs.model import LatentAttention, Model
-from simpipe.simulator.errors import ParallelError, SimpipeError
+from simpipe.simulator.errors import ParallelError, SimpipeError, nearest, show
 
 MAX_SIZE = 1_000_000_000
 """Largest size accepted, far above any real one."""
@@ -497,20 +495,3 @@ def check_multiple(key: str, value: int, **parts: int) -> None:
     if value % product:
         shown = " x ".join(map(str, parts.values())) + (f" = {product}" if len(parts) > 1 else "")
         raise ParallelError(f"{key} = {value} is not a multiple of {' x '.join(parts)} = {shown}")
-
-
-def show(value: object) -> str:
-    """The value as an error shows it: one short line."""
-    if isinstance(value, int) and value.bit_length() > 64:
-        return f"a number of {value.bit_length()} bits"
-    if isinstance(value, dict | list | tuple | set | frozenset):
-        return "a table" if isinstance(value, dict) else f"a list of {len(value)}"
-    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def nearest(key: object, known: Iterable[str]) -> str:
-    """A hint at what was meant."""
-    names = list(known)
-    close = difflib.get_close_matches(str(key)[:80].lower(), names, 1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"

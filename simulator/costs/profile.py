@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.yaml_file import read_yaml
 
 
 class Dimension(NamedTuple):
@@ -60,6 +61,10 @@ class Fitted(NamedTuple):
     points: int = 0
     range: str = ""
     residual: float = 0.0
+
+
+YAML_ENDINGS = (".yaml", ".yml")
+"""A user's own profile may be YAML, with the same tables and keys."""
 
 
 class Figure(NamedTuple):
@@ -119,7 +124,7 @@ def rows(figures: Mapping[str, Figure]) -> list[Row]:
 
 
 def _locate(kind: ProfileKind, name: str, folder: Path) -> Path:
-    if name.endswith(".toml") or "/" in name or os.sep in name:
+    if name.endswith((".toml", *YAML_ENDINGS)) or "/" in name or os.sep in name:
         return folder / name
     if name not in names(kind):
         raise kind.error(f"no {kind.noun} profile is called {name!r}{_nearest(name, names(kind))}")
@@ -135,7 +140,8 @@ def _read(kind: ProfileKind, path: Path, above: tuple[Path, ...]) -> tuple[str, 
     """Description and numbers of a file, over those of its `base`; the files `above` derive from it."""
     error = kind.error
     try:
-        tree = tomllib.loads(path.read_bytes().decode())
+        is_yaml = path.suffix.lower() in YAML_ENDINGS
+        tree = read_yaml(path, error) if is_yaml else tomllib.loads(path.read_bytes().decode())
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror}") from None
     except (ValueError, RecursionError) as problem:

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simpipe.simulator.costs.parallel import nearest
-from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.errors import SimpipeError, nearest
 
 MAX_LETTERS = 1_000
 

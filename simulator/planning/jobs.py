@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from simpipe.simulator.costs.model import SHAPE_KEYS
-from simpipe.simulator.costs.parallel import nearest
-from simpipe.simulator.errors import OutputError
+from simpipe.simulator.errors import OutputError, nearest
 from simpipe.simulator.planning import assumptions, execution, tables
 from simpipe.simulator.planning.evaluation import COLUMNS, EXTRA_KEYS, OK, evaluated
 from simpipe.simulator.planning.execution import Journal

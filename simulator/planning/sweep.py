@@ -21,15 +21,15 @@ from typing import Any
 
 from simpipe import schedules
 from simpipe.simulator.costs.model import SHAPE_KEYS
-from simpipe.simulator.costs.parallel import nearest, show
 from simpipe.simulator.efficiency import GB
-from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.errors import SimpipeError, nearest, show
 from simpipe.simulator.planning import execution, jobs
 from simpipe.simulator.planning.constraints import Constraint
 from simpipe.simulator.planning.evaluation import COLUMNS, EXTRA_KEYS, scenario_of
 from simpipe.simulator.planning.jobs import Job
 from simpipe.simulator.planning.tables import Row
-from simpipe.simulator.scenario import KEYS, PATHS, Scenario, read_yaml
+from simpipe.simulator.scenario import KEYS, PATHS, Scenario
+from simpipe.simulator.yaml_file import read_yaml
 
 MAX_COMBINATIONS = 1_000_000
 
@@ -92,8 +92,8 @@ class Plan:
 
 
 def read(path: str | Path) -> Plan:
-    """The plan of a YAML file. Raises SweepError, ScenarioError or ConstraintError."""
-    table = read_yaml(Path(path))
+    """The plan of a YAML file. Raises SweepError or ConstraintError."""
+    table = read_yaml(Path(path), SweepError)
     for part in table:
         if part not in PARTS:
             raise SweepError(f"{path}: a plan has no part {part!r}; {nearest(part, PARTS)}")
