@@ -302,7 +302,7 @@ def test_a_profile_may_be_yaml(tmp_path: Path) -> None:
     """With the same tables and keys; and as strictly read."""
     from simpipe.simulator.yaml_file import yaml_text
 
-    text = 'base = "h800"\n[network]\nbandwidth_per_direction_GBps = { value = 100, assumed = "twice" }\n'
+    text = 'base = "h800"\n[network]\nbandwidth_per_direction_gb_per_s = { value = 100, assumed = "twice" }\n'
     (tmp_path / "a.toml").write_text(text)
     (tmp_path / "b.yaml").write_text(yaml_text(tomllib.loads(text)))
     toml, yaml = (load_cluster(tmp_path / name) for name in ("a.toml", "b.yaml"))
