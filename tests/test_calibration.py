@@ -490,3 +490,22 @@ def test_a_refused_file_leaves_nothing_behind(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n"), out.exists()) == (2, 1, False)
     done = subprocess.run([*command[:-1], str(tmp_path / "mine.yaml")], capture_output=True, text=True, check=False)
     assert done.stderr.endswith("its ending names no format; a profile is .toml, a report .html\n")
+
+
+def test_interference_is_what_sms_do_not_explain() -> None:
+    """Kernels beside communication on 112 SMs take 1.2 times what those SMs explain; 40 ran alone. One curve a key."""
+    random, rows = np.random.default_rng(4), []
+    for size in gemms(80, random).tolist():
+        beside = len(rows) % 2
+        seconds = H100.gemm_seconds(*size, "bf16", 112 if beside else None) * (1.2 if beside else 1.0)
+        shape = dict(zip("mnk", size, strict=True))
+        rows.append(
+            {"operator": "gemm", "shape": write_shape(**shape), "format": "bf16", "sms": 112 if beside else 0,
+             "seconds": seconds * math.exp(0.03 * random.standard_normal()), "beside": beside}
+        )  # fmt: skip
+    rows += [{"operator": "memory_bound", "format": f, "bytes": 1e8, "seconds": 4e-5} for f in ("bf16", "fp32")]
+    found = {curve.operator: curve for curve in curves.fit(Timings.of(rows, "made"), H100)}
+    assert list(found) == ["gemm", "memory_bound", "interference"]
+    (value,), (sigma,) = found["interference"].fit.values, found["interference"].fit.sigma
+    assert value == pytest.approx(1.2, rel=0.04)
+    assert sigma < 0.03

@@ -124,20 +124,49 @@ class Curve(NamedTuple):
 
 
 def fit(timings: Timings, cluster: Cluster) -> list[Curve]:
-    """A curve for each operator and format that the profile has one of. Raises TimingsError where there is none."""
-    found = []
+    """A curve for each operator and format that the profile has one of. Raises TimingsError where there is none.
+
+    Where enough timings of an operator ran alone, they are its curve's, and those beside communication tell how much
+    longer they took than their SMs explain.
+    """
+    found, slower = [], []
     together = timings.table["operator"].replace(_TOGETHER)
-    format_ = timings.table["format"].where(~together.isin(set(_TOGETHER.values())), "")
+    format_ = timings.table["format"].where(together.isin(_BY_FORMAT), "")
     for (operator, format), table in timings.table.groupby([together, format_], sort=True):
-        if str(operator) in _PROBLEMS:
-            problem = _PROBLEMS[str(operator)](cluster, str(operator), str(format), table)
-            found.append(_fitted(str(operator), str(format), problem, table))
+        if str(operator) not in _PROBLEMS:
+            continue
+        make = _PROBLEMS[str(operator)]
+        crowded = table["beside"] >= 0.5
+        if crowded.any() and (~crowded).sum() >= FEWEST:
+            table, beside = table[~crowded], table[crowded]
+        else:
+            beside = table[:0]
+        found.append(_fitted(str(operator), str(format), make(cluster, str(operator), str(format), table), table))
+        if len(beside):
+            alone = make(cluster, str(operator), str(format), beside)
+            explained = alone.seconds(found[-1].fit.values, np.arange(len(beside)))
+            slower.append(beside.assign(seconds=beside["seconds"] / explained))
+    if slower:
+        found.append(_interference(cluster, slower))
     if not found:
         there = ", ".join(sorted(set(timings.table["operator"]))) or "no operator"
         raise TimingsError(
             f"nothing to fit: the timings are of {there}, but a profile has curves of {', '.join(_PROBLEMS)}"
         )
     return found
+
+
+def _interference(cluster: Cluster, slower: Sequence[pd.DataFrame]) -> Curve:
+    """How many times as long computations take beside communication; `seconds` are such ratios."""
+    import pandas as pd
+
+    table = pd.concat(slower, ignore_index=True)
+
+    def seconds(values: Floats, chosen: Any) -> Floats:
+        return np.full(len(chosen), values[0])
+
+    parameter = Parameter("interference", max(cluster.gpu.interference, 1.01), 1.0, 100.0, 0.5)
+    return _fitted("interference", "", Problem("gpu", [parameter], seconds, np.ones(len(table)), ""), table)
 
 
 def _fitted(operator: str, format: str, problem: Problem, table: pd.DataFrame) -> Curve:
@@ -337,6 +366,9 @@ _PROBLEMS: dict[str, Callable[[Cluster, str, str, pd.DataFrame], Problem]] = {
     "launch_latency": _constant,
 }
 """What a profile has curves of."""
+
+_BY_FORMAT = ("gemm", "grouped_gemm", "attention_forward", "attention_backward")
+"""Operators that have a curve for each number format."""
 
 _TOGETHER = dict.fromkeys(COLLECTIVES, "collectives") | dict.fromkeys(("dispatch", "combine"), "exchange")
 """Operators that one curve explains, whatever their formats."""

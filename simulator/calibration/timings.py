@@ -52,10 +52,11 @@ OPTIONAL = {
 """What a shape may say besides, and what holds where it does not: bytes moved an output element; how many nodes a token
 may go to, 0 for all."""
 
-COLUMNS = ("operator", "shape", "format", "sms", "bytes", "ranks", "seconds", "source", "tested")
+COLUMNS = ("operator", "shape", "format", "sms", "bytes", "ranks", "seconds", "beside", "source", "tested")
 """shape: text as `m=4096 n=7168 k=2048`. format: of numbers, as a profile names it. sms: those that the kernel runs on
 or holds; 0 for all. bytes: those that a memory-bound kernel moves, or a collective's buffer. ranks: of a collective or
-an exchange. source: the file. tested: 1 to be left out of a fit and predicted, 0 to be fitted, -1 for either."""
+an exchange. beside: the share of a computation's time in which communication ran, 0 where nobody says. source: the
+file. tested: 1 to be left out of a fit and predicted, 0 to be fitted, -1 for either."""
 
 MOST_BYTES = 4_000_000_000
 """A file that is longer, or unpacks to more, is no timings that fit into memory."""
@@ -99,7 +100,7 @@ class Timings:
             "ranks": 0,
             "seconds": 0.0,
         }
-        empty["tested"] = -1
+        empty |= {"beside": 0.0, "tested": -1}
         columns = {name: [row.get(name, value) for row in rows] for name, value in empty.items()}
         return Timings(checked(pd.DataFrame({**columns, "source": source}), source), **told)
 
@@ -140,8 +141,12 @@ def checked(table: pd.DataFrame, source: str, first_line: int = 0) -> pd.DataFra
     refuse(~((seconds > 0) & (seconds < 1e6)), "seconds", "a time of more than 0 and less than 1e6 s")
     known = table["operator"].isin(list(SHAPES)).to_numpy()
     refuse(~known, "operator", f"one of {', '.join(SHAPES)}")
-    tested = table.get("tested", -1)
-    found = table.assign(**numbers, seconds=seconds, tested=tested)[list(COLUMNS)]
+    if "beside" in table:
+        beside = pd.to_numeric(table["beside"].replace("", 0), errors="coerce").to_numpy(float)
+        refuse(~((beside >= 0) & (beside <= 1)), "beside", "a share from 0 to 1")
+        numbers["beside"] = beside
+    numbers.setdefault("beside", np.zeros(len(table)))
+    found = table.assign(**numbers, seconds=seconds, tested=table.get("tested", -1))[list(COLUMNS)]
     for operator, part in found.groupby("operator", sort=False):
         for text in part["shape"].unique():
             if parse(text, SHAPES[str(operator)], OPTIONAL.get(str(operator), {})) is None:

@@ -157,12 +157,11 @@ def timings(trace: Trace, events: Sequence[Event]) -> Timings:
     events = sorted(events, key=lambda event: event.start)
     rows = []
     table = trace.kernels
-    for index, kind, seconds, held in zip(
-        table["event"].tolist(), table["kind"].tolist(), table["seconds"].tolist(), table["held"].tolist(), strict=True
-    ):
+    columns = (table[name].tolist() for name in ("event", "kind", "seconds", "held", "beside"))
+    for index, kind, seconds, held, beside in zip(*columns, strict=True):
         shaped = _shaped(kind, events[index]) if kind in COMPUTATION and events[index].inputs else None
         if shaped and seconds > 0:
-            rows.append({**shaped, "seconds": seconds, "sms": round(trace.sms - held) if held else 0})
+            rows.append({**shaped, "seconds": seconds, "sms": round(trace.sms - held) if held else 0, "beside": beside})
     rows += _gaps(trace)
     remarks = [] if any(row["operator"] != "kernel_gap" for row in rows) else [
         f"{trace.source} records no shapes: give the model with --scenario, or record with record_shapes=True"
