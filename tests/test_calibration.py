@@ -488,8 +488,8 @@ def test_a_refused_file_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "simpipe", "calibrate", str(bad), "--base", "h100", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n"), out.exists()) == (2, 1, False)
-    done = subprocess.run([*command[:-1], str(tmp_path / "mine.yaml")], capture_output=True, text=True, check=False)
-    assert done.stderr.endswith("its ending names no format; a profile is .toml, a report .html\n")
+    done = subprocess.run([*command[:-1], str(tmp_path / "mine.txt")], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith("its ending names no format; a profile is .toml or .yaml, a report .html\n")
 
 
 def test_interference_is_what_sms_do_not_explain() -> None:
