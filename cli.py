@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from simpipe.commands import calibration, experts, kernels, measuring, memory, planning, report, running, showing
+from simpipe.commands import (
+    calibration,
+    experts,
+    kernels,
+    measuring,
+    memory,
+    planning,
+    report,
+    running,
+    showing,
+    validation,
+)
 from simpipe.simulator.errors import SimpipeError
 
 app = typer.Typer(
@@ -28,6 +39,7 @@ app.command("compare")(running.compare)
 app.command("calibrate")(calibration.calibrate)
 app.command("measure")(measuring.measure)
 app.command("import-trace")(measuring.import_trace)
+app.command("validate")(validation.validate)
 app.command("batch")(planning.batch)
 app.command("sweep")(planning.sweep)
 app.command("schedule")(showing.show_schedule)

@@ -54,7 +54,7 @@ class SlotCosts:
         """One task a slot; all else as the modelled step has it."""
         return Plan(
             (WHOLE,), np.zeros(program.slots, np.int64), tuple(self.syncs), self.costs.all_links,
-            self.costs.message_links, self.costs.exchange, barrier=True, optimizer=True,
+            self.costs.message_links, barrier=True, optimizer=True,
         )  # fmt: skip
 
     def fill(self, graph: Graph, numbers: Numbers) -> None:

@@ -76,6 +76,7 @@ LAYERS = [
     "simulator.calibration",
     "simulator.recorded",
     "simulator.measuring",
+    "simulator.validation",
     "commands.options",
     "commands",
     "cli",

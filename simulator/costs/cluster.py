@@ -106,7 +106,9 @@ class MemoryCurve:
 @dataclass(frozen=True)
 class Gpu:
     """One GPU; `peak` is dense, by number format. The curves leave out `launch_latency` (from the launch call to the
-    start on an idle stream) and `kernel_gap` (between two kernels of a stream). `interference`: how many times as long
+    start on an idle stream) and `kernel_gap` (between two kernels of a stream). `sustained`: share of
+    the curves' rate of computation that a training step keeps up, where clocks fall under its load; the curves are of
+    short runs. `interference`: how many times as long
     a computation takes beside communication, beyond what the SMs held by it explain."""
 
     sms: Count
@@ -122,6 +124,7 @@ class Gpu:
     attention_backward: Mapping[str, AttentionCurve]
     memory_bound: MemoryCurve
     interference: Factor = 1.0
+    sustained: Ratio = 1.0
 
 
 @dataclass(frozen=True)
@@ -309,7 +312,8 @@ class Cluster:
         used = self.gpu.sms if sms is None else sms
         if not 1 <= used <= self.gpu.sms:
             raise ClusterError(f"a kernel on {self.name} takes 1 to {self.gpu.sms} SMs, not {used}")
-        return self.peak(format) / self.gpu.sms, used, self.gpu.memory_bandwidth, BYTES_PER_ELEMENT[format]
+        rate = self.peak(format) * self.gpu.sustained
+        return rate / self.gpu.sms, used, self.gpu.memory_bandwidth, BYTES_PER_ELEMENT[format]
 
 
 @lru_cache(maxsize=8192)

@@ -39,10 +39,12 @@ SCALE_BYTES = 4 / 128
 
 
 class Kernels(NamedTuple):
-    """flash: attention's scores are never in memory. dropout: masks of 1 byte are kept, and the dropped scores."""
+    """flash: attention's scores are never in memory. dropout: masks of 1 byte are kept, and the dropped scores.
+    logit_bytes: of a logit at the peak."""
 
     flash: bool = True
     dropout: bool = False
+    logit_bytes: float = LOGIT_BYTES
 
 
 FUSED = Kernels()
@@ -503,7 +505,7 @@ def transient(model: Model, parallel: Parallel, stage: Stage, kernels: Kernels =
     """
     layers = _distinct_layers(model, parallel, stage)
     return {
-        "logits": _logits(model, parallel, stage),
+        "logits": _logits(model, parallel, stage, kernels),
         "expert_buffers": max((_expert_buffers(model, layer, at) for layer, at in layers), default=0.0),
         "boundary": _boundary(model, parallel, stage),
         "recompute": max((_dropped(layer, at, kernels) for layer, at in layers), default=0.0),
@@ -525,9 +527,9 @@ def _distinct_layers(model: Model, parallel: Parallel, stage: Stage) -> list[tup
     return list(found.values())
 
 
-def _logits(model: Model, parallel: Parallel, stage: Stage) -> float:
+def _logits(model: Model, parallel: Parallel, stage: Stage, kernels: Kernels) -> float:
     heads = stage.head + stage.mtp * model.mtp_modules
-    return LOGIT_BYTES * heads * model.vocabulary * _rows(parallel, "tensor")
+    return kernels.logit_bytes * heads * model.vocabulary * _rows(parallel, "tensor")
 
 
 def _expert_buffers(model: Model, layer: Layer, parallel: Parallel) -> float:

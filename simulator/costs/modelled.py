@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -92,12 +92,7 @@ class ModelledCosts:
         """The part of the plan that is of slots and links alone."""
         kinds, template_of = self._kinds(program)
         templates = tuple(self._template(key) for key in kinds)
-        return Plan(templates, template_of, (), self.all_links, self.message_links, self.exchange)
-
-    @property
-    def exchange(self) -> Literal["async", "blocking"]:
-        """How messages between ranks work."""
-        return "blocking" if self.stack.blocking_messages else "async"
+        return Plan(templates, template_of, (), self.all_links, self.message_links)
 
     @cached_property
     def links(self) -> tuple[str, ...]:
@@ -262,7 +257,8 @@ class ModelledCosts:
 
     @property
     def _kernels(self) -> memory.Kernels:
-        return memory.Kernels(flash=self.stack.fused_attention, dropout=self.stack.dropout)
+        stack = self.stack
+        return memory.Kernels(stack.fused_attention, stack.dropout, stack.logit_bytes)
 
     # Stages and kinds of slots.
 
@@ -389,7 +385,7 @@ class ModelledCosts:
         found = [self._piece(step) for step in steps]
         if host.launch:
             found.append(Piece(0.0, host.launch * sum(step.launches for step in steps), 0.0, 0.0, ()))
-        waits = host.sync if self.stack.blocking_messages and self.parallel.ranks > 1 else 0.0
+        waits = host.sync if self.parallel.ranks > 1 else 0.0
         return [*found, Piece(waits, 0.0, 0.0, 0.0, ())]
 
     def _piece(self, step: Step) -> Piece:

@@ -39,7 +39,7 @@ from simpipe.simulator.costs.model import (
     Operation,
 )
 from simpipe.simulator.costs.parallel import Parallel
-from simpipe.simulator.costs.stack import DROPOUT, FUSED_NORM, SOFTMAX, Stack, Traffic
+from simpipe.simulator.costs.stack import DROPOUT, EAGER_SOFTMAX, FUSED_NORM, SOFTMAX, Stack, Traffic
 
 ROW_PARALLEL = {"attention.out", "mlp.down", "shared.down", "experts.down"}
 WHOLE = {"router", "attention.q_down", "attention.kv_down", "mtp.join"}
@@ -100,8 +100,9 @@ class Step(NamedTuple):
 
     @property
     def launches(self) -> int:
-        """Kernels that the host launches; a transfer is one."""
-        return len(self.kernels) or 1
+        """Kernels that take the host time. A collective's launch takes little: on a slow host, iterations measured by
+        vTrain (arXiv 2312.12391) do not grow with tensor parallelism."""
+        return len(self.kernels)
 
     @property
     def exchange(self) -> Exchange:
@@ -292,7 +293,8 @@ class _Share(Share):
             shapes = [(queries, keys, core.qk_dim), (queries, core.v_dim, keys)]
         products = [self._batched(batch, *shape) for shape in shapes]
         scores = float(batch * queries * keys)
-        between = [SOFTMAX, DROPOUT] if self.stack.dropout else [SOFTMAX]
+        softmax = EAGER_SOFTMAX if batch % self.stack.softmax_multiple else SOFTMAX
+        between = [softmax, DROPOUT] if self.stack.dropout else [softmax]
         moving = [self.each(scores, traffic.backward if backward else traffic.forward) for traffic in between]
         copied = 4.0 * batch * queries * core.v_dim * (3 if backward else 1)
         return _together([*products, *moving, self.moved(copied)])
@@ -304,10 +306,10 @@ class _Share(Share):
         return _Work(alone, beside, flops, (Kernel("gemm", self.plain, shapes, flops, alone),))
 
     def _fused_core(self, core: Core, backward: bool) -> _Work:
-        shape = self.attended(core)
+        ratio, shape = self.stack.attention_ratio, self.attended(core)
         flops = core.flops(self.parallel.sequence / 2) * (1 + backward) * self.tokens * shape.heads / core.heads
         alone, beside = (
-            self.cluster.attention_seconds(shape, self.plain, backward, sms) for sms in (None, self._left())
+            ratio * self.cluster.attention_seconds(shape, self.plain, backward, sms) for sms in (None, self._left())
         )
         family = "attention_backward" if backward else "attention_forward"
         return _Work(alone, beside, flops, (Kernel(family, self.plain, (shape,), flops, alone),))
@@ -330,7 +332,7 @@ def _linear_forward(share: _Share, linear: Linear, phase: str) -> Iterator[Step]
     shapes = share.shapes(linear)
     rows, fan_in, fan_out = _summed(shapes)
     works = []
-    if share.casts(linear):
+    if share.casts(linear) and not share.stack.fused_casts:
         if linear.name not in FUSED_CAST and not share.arrives(linear, "experts.up"):
             works.append(share.moved(3.0 * rows * fan_in))
         if linear.copies > 1:
@@ -350,7 +352,9 @@ def _linear_input(share: _Share, linear: Linear, phase: str) -> Iterator[Step]:
     rows, fan_in, fan_out = _summed(shapes)
     grown, taken = 3.0 * rows * fan_out, 3.0 * rows * fan_in
     before, after = [], []
-    if share.casts(linear):
+    if share.casts(linear) and share.stack.fused_casts:
+        before.append(share.moved(4.0 * rows * fan_out))
+    elif share.casts(linear):
         if not share.arrives(linear, "experts.down"):
             before.append(share.moved(grown))
             after.append(share.moved(grown))
@@ -583,8 +587,7 @@ def _exchange_copies(share: _Share, name: str, back: bool) -> Iterator[Step]:
     assert experts
     elements = share.routed * p.expert_imbalance * experts.topk * share.model.hidden
     size = elements * BYTES_PER_ELEMENT[p.combine_format if back else p.dispatch_format]
-    near = max(1, share.cluster.node.nvlink.domain_gpus // p.etp)
-    exchange = collectives.all_to_all(share.cluster, size, p.ep, near)
+    exchange = collectives.all_to_all(share.cluster, size, p.ep, p.etp)
     copies = share.step(f"{name}.copies", name, share.moved(4.0 * elements))
     sent = share.transfer(name, name, exchange, "expert-parallel")
     yield from (sent, copies) if back else (copies, sent._replace(latency=sent.latency + share.stack.host.sync))

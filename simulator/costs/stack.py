@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from simpipe.simulator.costs import profile
-from simpipe.simulator.costs.profile import Amount, Figure, Flag, ProfileKind, Row, Seconds
+from simpipe.simulator.costs.profile import Amount, Count, Factor, Figure, Flag, ProfileKind, Row, Seconds
 from simpipe.simulator.errors import SimpipeError
 
 FOLDER = Path(__file__).resolve().parents[2] / "stack_profiles"
@@ -48,14 +48,17 @@ FUSED_LOSS, EAGER_LOSS = Traffic((6, 8), (6,)), Traffic((6, 4, 8, 8, 4, 8), (8, 
 in fp32: cast, maximum, difference, exponential, sum, quotient; then less the target, scaled, cast back."""
 
 SOFTMAX, DROPOUT = Traffic((4,), (6,)), Traffic((5,), (5,))
-"""Of scores and of what a mask of 1 byte is drawn for. Scale and causal mask are fused into the softmax."""
+"""Of scores, scale and causal mask fused into the softmax; and of what a mask of 1 byte is drawn for."""
+
+EAGER_SOFTMAX = Traffic((6, 8, 9, 8, 6), (6, 12, 9, 8, 6))
+"""The same by tensor operations in fp32: cast, scaled, masked, softmax, cast back."""
 
 
 @dataclass(frozen=True)
 class Host:
     """What the host takes. launch: for a kernel, Python, autograd and driver together; 0 where graphs are replayed.
-    sync: each time that it waits for the GPU, which then waits for its next kernel: for messages after each slot, for
-    the numbers of tokens before a plain all-to-all. step: once a step, nothing beside it."""
+    sync: each time that it waits for the GPU, which then waits for its next kernel: after each slot of a pipeline, for
+    messages, and for the numbers of tokens before a plain all-to-all. step: once a step, nothing beside it."""
 
     launch: Seconds
     sync: Seconds
@@ -67,24 +70,30 @@ class Stack:
     """A training library as it is used; `figures` holds its numbers again, with sources.
 
     fused_attention: scores are never in memory; otherwise attention's core is two batched products around a softmax
-    over all pairs, causal or not. dropout: after softmax, attention and MLP. fused_elementwise, fused_loss: norms,
-    rotations and gates, and the cross entropy, as one kernel each. fused_accumulation: products of weight gradients add
-    to the gradient themselves. optimizer_bytes: moved for each parameter besides Adam's own reads and writes (casts,
-    unscaling, norm, clipping, copies). blocking_messages: stages meet to exchange activations and gradients.
-    scattered_messages: the tensor-parallel GPUs of a stage each send a part. expert_copies: tokens travel once for each
-    expert by a plain all-to-all, permuted before and behind it, not once for each GPU and node.
+    over all pairs, causal or not. softmax_multiple: sequences x heads that the softmax's kernel takes multiples of;
+    tensor operations do others. attention_ratio: time of its fused attention over what the machine's curve says.
+    dropout: after softmax, attention and MLP. fused_elementwise, fused_loss: norms, rotations and gates, and the cross
+    entropy, as one kernel each. logit_bytes: held for a logit at the peak. fused_casts: what makes a tensor writes it
+    in fp8 too, by row and by column, and weights are cast and turned once a step. fused_accumulation: products of
+    weight gradients add to the gradient themselves. optimizer_bytes: moved for each parameter besides Adam's own reads
+    and writes (casts, unscaling, norm, clipping, copies). scattered_messages: the tensor-parallel GPUs of a stage each
+    send a part. expert_copies: tokens travel once for each expert by a plain all-to-all, permuted before and behind it,
+    not once for each GPU and node.
     """
 
     name: str
     description: str
     figures: Mapping[str, Figure]
     fused_attention: Flag
+    softmax_multiple: Count
+    attention_ratio: Factor
     dropout: Flag
     fused_elementwise: Flag
     fused_loss: Flag
+    logit_bytes: Amount
     fused_accumulation: Flag
+    fused_casts: Flag
     optimizer_bytes: Amount
-    blocking_messages: Flag
     scattered_messages: Flag
     expert_copies: Flag
     host: Host

@@ -1,0 +1,188 @@
+"""Predictions of validation cases: from a case's settings to seconds and bytes, one function a kind.
+
+Everything follows from settings, a machine, a model and a stack: no case or family is known by name here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simpipe import schedules
+from simpipe.simulator.calibration import slot
+from simpipe.simulator.costs import collectives, operators
+from simpipe.simulator.costs.cluster import Cluster, load_cluster
+from simpipe.simulator.costs.model import GroupedAttention, Mlp, Model, load_model
+from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.parallel import Parallel, parallel_keys
+from simpipe.simulator.costs.stack import Stack, load_stack
+from simpipe.simulator.efficiency import efficiency
+from simpipe.simulator.program import Kind, Program
+from simpipe.simulator.trace import Trace, simulate
+from simpipe.simulator.validation.cases import FOLDER
+
+GPT_VOCABULARY, PADDED_TO = 50257, 128
+"""GPT-2's, which Megatron pads to a multiple of 128 tensor-parallel parts."""
+
+
+class Predicted(NamedTuple):
+    """Seconds of what was timed, and bytes at the peak of the GPU that holds most, without the framework's."""
+
+    seconds: float
+    memory: float
+
+
+def step(settings: Mapping[str, Any]) -> Predicted:
+    """A training step."""
+    trace, costs = _run(settings, _model(settings))
+    ranks = efficiency(trace, costs).memory_per_rank
+    return Predicted(trace.makespan, max(rank.peak_bytes - rank.by_kind["framework"] for rank in ranks))
+
+
+def layer(settings: Mapping[str, Any]) -> Predicted:
+    """What a second layer adds to the slots of the kind `part` (F or B)."""
+    kind, model, found = Kind[settings["part"]], _model(settings), []
+    for layers in (1, 2):
+        trace, _ = _run(settings, replace(model, layers=layers))
+        slots = trace.program.action_slot[trace.program.kind == kind]
+        found.append(float(np.sum(trace.slot_end[slots] - trace.slot_start[slots])))
+    return Predicted(found[1] - found[0], 0.0)
+
+
+def components(settings: Mapping[str, Any]) -> Predicted:
+    """Kernels of a `phase` of the last layer's pass `part` beside a communication kernel; or the whole overlapped slot
+    of `slot_layers` such layers, F with B."""
+    model, cluster = _model(settings), _cluster(settings)
+    parallel, stack = _parallel(settings).check(model, cluster), _stack(settings)
+    passes = operators.passes(model, cluster, parallel, stack, model.layer(model.layers - 1))
+    if settings["part"] in passes._fields:
+        steps = [step for step in getattr(passes, settings["part"]) if step.phase == settings["phase"]]
+        return Predicted(sum(step.beside for step in steps), 0.0)
+    layers = (passes,) * settings["slot_layers"]
+    trace = slot.simulated(slot.LayersOnly(model, cluster, parallel, stack=stack, layers=layers))
+    return Predicted(float(trace.slot_end[1] - trace.slot_start[1]), 0.0)
+
+
+def activations(settings: Mapping[str, Any]) -> Predicted:
+    """What the first stage keeps for its backwards, the embedding and its dropout included."""
+    trace, costs = _run(settings, _model(settings))
+    memory = efficiency(trace, costs).memory_per_rank[0]
+    return Predicted(0.0, memory.by_kind["activations"])
+
+
+def collective(settings: Mapping[str, Any]) -> Predicted:
+    """A collective of one node by itself; `bytes` are the whole buffer."""
+    cluster = _cluster(settings)
+    exchange = getattr(collectives, settings["collective"])(cluster, float(settings["bytes"]), settings["group"])
+    return Predicted(collectives.seconds(cluster, exchange), 0.0)
+
+
+def gemm(settings: Mapping[str, Any]) -> Predicted:
+    """A product by itself, m x k by k x n."""
+    m, n, k = (settings[size] for size in "mnk")
+    return Predicted(_cluster(settings).gemm_seconds(m, n, k, settings["format"]), 0.0)
+
+
+PREDICT: dict[str, Callable[[Mapping[str, Any]], Predicted]] = {
+    "step": step,
+    "layer": layer,
+    "components": components,
+    "activations": activations,
+    "collective": collective,
+    "gemm": gemm,
+}
+
+
+def measured_seconds(settings: Mapping[str, Any], measured: float, unit: str) -> float:
+    """Seconds of what was published as a throughput. TFLOP/s a GPU count `flops`: `all-pairs` are the model's with all
+    pairs of attention (arXiv 2204.02311, appendix B), `recomputed` those of arXiv 2104.04473, equation 3, which counts
+    recomputation too."""
+    if unit == "s":
+        return measured
+    model, parallel = _model(settings), _parallel(settings)
+    each: dict[str, Callable[[], float]] = {
+        "tokens/s/GPU": lambda: parallel.global_batch * parallel.sequence,
+        "samples/s/GPU": lambda: parallel.global_batch,
+        "TFLOP/s/GPU": lambda: _flops(settings, model, parallel) / 1e12,
+    }
+    return each[unit]() / parallel.gpus / measured
+
+
+def _flops(settings: Mapping[str, Any], model: Model, parallel: Parallel) -> float:
+    batch, s, h, layers, words = parallel.global_batch, parallel.sequence, model.hidden, model.layers, model.vocabulary
+    if settings["flops"] == "recomputed":
+        return 96 * batch * s * layers * h**2 * (1 + s / (6 * h) + words / (16 * layers * h))
+    return batch * s * sum(model.training_flops(s, causal=False).values())
+
+
+# Settings.
+
+
+def _run(settings: Mapping[str, Any], model: Model) -> tuple[Trace, ModelledCosts]:
+    cluster = _cluster(settings)
+    parallel = _parallel(settings).check(model, cluster)
+    costs = ModelledCosts(model, cluster, parallel, stack=_stack(settings))
+    return simulate(_order(settings.get("schedule", "1f1b"), parallel.ranks, parallel.microbatches), costs), costs
+
+
+@lru_cache(maxsize=256)
+def _order(schedule: str, ranks: int, microbatches: int) -> Program:
+    """A schedule by its name, with options as interleaved-1f1b:chunks=2."""
+    name, options = schedules.parse(schedule)
+    return schedules.program(name, ranks, microbatches, options.pop("chunks", None), **options)
+
+
+def _parallel(settings: Mapping[str, Any]) -> Parallel:
+    return Parallel.of({key: value for key, value in settings.items() if key in parallel_keys()})
+
+
+@lru_cache(maxsize=64)
+def _profile(name: str) -> Cluster:
+    return load_cluster(_path(name))
+
+
+def _cluster(settings: Mapping[str, Any]) -> Cluster:
+    """A machine, by its name or itself."""
+    named = settings["hardware"]
+    return named if isinstance(named, Cluster) else _profile(named)
+
+
+def _stack(settings: Mapping[str, Any]) -> Stack:
+    """A stack, by its name or itself."""
+    named = settings["stack"]
+    return named if isinstance(named, Stack) else load_stack(named)
+
+
+def _path(name: str) -> Path | str:
+    """A profile beside the cases, or a name."""
+    return FOLDER / name if name.endswith(".toml") else name
+
+
+def _model(settings: Mapping[str, Any]) -> Model:
+    """By name, with as many layers as the case has; or GPT by its sizes."""
+    model = load_model(_path(settings["model"])) if "model" in settings else _gpt(settings)
+    return replace(model, layers=settings["model_layers"]) if "model_layers" in settings else model
+
+
+def _gpt(settings: Mapping[str, Any]) -> Model:
+    """GPT as Megatron-LM builds it: biases, LayerNorm, learned positions, 4 x hidden, head tied to the embedding."""
+    layers, hidden, heads = (settings[size] for size in ("model_layers", "hidden", "heads"))
+    multiple = PADDED_TO * settings.get("tp", 1)
+    words = settings.get("vocabulary", -(-GPT_VOCABULARY // multiple) * multiple)
+    return Model(
+        f"gpt {hidden} x {layers}",
+        "its row",
+        layers,
+        hidden,
+        words,
+        GroupedAttention(heads, heads, hidden // heads, qkv_bias=True, out_bias=True),
+        Mlp(4 * hidden, gated=False, bias=True),
+        layer_norm=True,
+        positions=settings["sequence"],
+        tied_head=True,
+    )
