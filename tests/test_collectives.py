@@ -81,6 +81,27 @@ def test_the_spread_is_that_of_random_scores(ep: int, limit: int) -> None:
     assert expert_spread(256, 8, ep, 8, limit) == pytest.approx(expected, rel=0.02)
 
 
+# experts, topk, ranks, ranks a node, group limit, groups: groups on two nodes each, two on a node, two on a rank
+GROUPED = [(6, 2, 6, 1, 1, 3), (8, 3, 4, 1, 1, 2), (8, 3, 4, 2, 2, 4), (8, 3, 2, 2, 2, 4), (6, 3, 6, 6, 1, 2)]
+
+
+@pytest.mark.parametrize(("experts", "topk", "ep", "on_node", "limit", "groups"), GROUPED)
+def test_a_limit_of_groups_holds_wherever_they_lie(
+    experts: int, topk: int, ep: int, on_node: int, limit: int, groups: int
+) -> None:
+    draws = [drawn(experts, topk, groups, limit, order) for order in itertools.permutations(range(experts))]
+    expected = counted(experts, topk, ep, on_node, draws)
+    assert expert_spread(experts, topk, ep, on_node, limit, groups) == pytest.approx(expected)
+
+
+def test_four_groups_of_deepseek_v3_are_on_eight_nodes_where_each_is_on_two() -> None:
+    """At EP 64 a group is a node, so both limits are one; at EP 128 four groups reach more than four nodes."""
+    assert expert_spread(256, 8, 64, 8, 4, 8) == pytest.approx(expert_spread(256, 8, 64, 8, 4))
+    wide = expert_spread(256, 8, 128, 8, 4, 8).nodes
+    assert 4 < expert_spread(256, 8, 64, 8, 4, 8).nodes + 1 < wide < expert_spread(256, 8, 128, 8).nodes
+    assert expert_spread(256, 8, 32, 8, 4, 8).nodes < expert_spread(256, 8, 32, 8, 4).nodes
+
+
 def test_the_spread_without_a_limit_has_a_closed_form() -> None:
     spread = expert_spread(256, 8, 64, 8)
     nodes = 8 * (1 - math.comb(224, 8) / math.comb(256, 8))
@@ -399,7 +420,7 @@ def test_measured_collectives(
 def test_what_does_not_fit_is_said_in_one_sentence() -> None:
     with pytest.raises(ClusterError, match=r"^experts = 256 cannot be spread evenly over ep = 24 ranks$"):
         expert_spread(256, 8, 24, 8)
-    with pytest.raises(ClusterError, match=r"^a token takes 1 to 4 experts on 2 of 8 nodes, not 8$"):
+    with pytest.raises(ClusterError, match=r"^a token takes 1 to 4 experts of 2 of 8 groups, not 8$"):
         expert_spread(16, 8, 8, 1, 2)
     with pytest.raises(ClusterError, match="takes 1 to 132 SMs, not 133"):
         deepseek(collectives.dispatch, sms=133)

@@ -15,7 +15,7 @@ oversubscribed, which the GPUs below share.
 * An expert exchange sends a token once to each node that has experts of it, over the NIC to the rank with the
   sender's place there, which forwards it over NVLink to each rank that has some (DeepEP,
   github.com/deepseek-ai/DeepEP). Combine is the way back. A token's experts are its best under scores that are
-  independent and alike; with a node limit, its nodes are those of its best experts.
+  independent and alike; with a limit, its groups are those of its best experts, whichever nodes they are on.
 
 The constants are of whole published tables, none of a row; error is the mean absolute error of the time.
 """
@@ -100,17 +100,19 @@ def dispatch(
     hidden: int,
     element_bytes: float,
     ep: int,
-    node_limit: int | None,
+    limit: int | None,
     experts: int,
     kernel: KernelSetting,
     apart: int = 1,
+    groups: int | None = None,
 ) -> Exchange:
     """A GPU's `tokens` to their experts, elements of 1 byte with their scales, by a kernel set so.
 
-    `experts` are spread over `ep` ranks; a token's are on at most `node_limit` nodes.
+    `experts` are spread over `ep` ranks; a token's are in at most `limit` of the `groups` that they form, one a node
+    unless told otherwise.
     """
     group, payload = _place(cluster, ep, apart), token_bytes(hidden, element_bytes)
-    spread = expert_spread(experts, topk, ep, group.on_node, node_limit)
+    spread = expert_spread(experts, topk, ep, group.on_node, limit, groups)
     return _expert_exchange(cluster, "dispatch", tokens, payload, spread, group, kernel)
 
 
@@ -121,14 +123,15 @@ def combine(
     hidden: int,
     element_bytes: float,
     ep: int,
-    node_limit: int | None,
+    limit: int | None,
     experts: int,
     kernel: KernelSetting,
     apart: int = 1,
+    groups: int | None = None,
 ) -> Exchange:
     """The experts' results back to a GPU's `tokens`, added up on each node; arguments as of `dispatch`."""
     group, payload = _place(cluster, ep, apart), token_bytes(hidden, element_bytes)
-    spread = expert_spread(experts, topk, ep, group.on_node, node_limit)
+    spread = expert_spread(experts, topk, ep, group.on_node, limit, groups)
     return _expert_exchange(cluster, "combine", tokens, payload, spread, group, kernel)
 
 
@@ -138,38 +141,65 @@ def token_bytes(hidden: int, element_bytes: float) -> float:
 
 
 @lru_cache(maxsize=1024)
-def expert_spread(experts: int, topk: int, ep: int, ranks_per_node: int, node_limit: int | None = None) -> Spread:
-    """Where the `topk` experts of a token are, of `experts` over `ep` ranks; exact."""
+def expert_spread(
+    experts: int, topk: int, ep: int, ranks_per_node: int, limit: int | None = None, groups: int | None = None
+) -> Spread:
+    """Where the `topk` experts of a token are, of `experts` over `ep` ranks, in at most `limit` of their `groups`.
+
+    Without `groups` each node's experts are one. Exact, but that no limit is taken where a node or rank has neither a
+    part of one group nor whole ones.
+    """
     nodes, on_node = _nodes(ep, ranks_per_node)
-    limit = min(node_limit or nodes, nodes)
-    each = experts // nodes
+    groups = groups or nodes
+    limit, each = min(limit or groups, groups), experts // groups
     if experts % ep:
         raise ClusterError(f"experts = {experts} cannot be spread evenly over ep = {ep} ranks")
     if not 1 <= topk <= limit * each:
-        raise ClusterError(f"a token takes 1 to {limit * each} experts on {limit} of {nodes} nodes, not {topk}")
-    hit, ranks = 0.0, 0.0
-    for count, chance in _on_one_node(nodes, each, topk, limit).items():
-        missed = math.comb(each - experts // ep, count) / math.comb(each, count)  # by all of one rank's experts
-        hit += chance * (count > 0)
-        ranks += chance * on_node * (1 - missed)
-    return Spread(nodes * hit, nodes * ranks, (nodes - 1) * hit, nodes * ranks * (on_node - 1) / on_node)
+        raise ClusterError(f"a token takes 1 to {limit * each} experts of {limit} of {groups} groups, not {topk}")
+    node, rank = (_reached(groups, each, topk, limit, experts // parts) for parts in (nodes, ep))
+    return Spread(nodes * node, ep * rank, (nodes - 1) * node, ep * rank * (on_node - 1) / on_node)
 
 
-def _on_one_node(nodes: int, each: int, topk: int, limit: int) -> dict[int, float]:
-    """Chances that a given node has so many of a token's experts; `each` are on every node.
+def _reached(groups: int, each: int, topk: int, limit: int, own: int) -> float:
+    """The chance that a token has any of `own` given experts, which are a part of one group or whole ones."""
+    experts = groups * each
+    if limit == groups or (own % each and each % own):
+        return 1 - math.comb(experts - own, topk) / math.comb(experts, topk)
+    if own >= each:
+        return 1 - _avoided(groups, each, topk, limit, own // each)
+    counts = _in_one_group(groups, each, topk, limit)
+    return sum(chance * (1 - math.comb(each - own, n) / math.comb(each, n)) for n, chance in counts.items())
 
-    Experts are drawn best first. Until `limit` nodes are seen, any expert will do; from then on, only theirs.
+
+def _avoided(groups: int, each: int, topk: int, limit: int, own: int) -> float:
+    """The chance that none of a token's experts is in `own` given groups."""
+    seen = {0: 1.0}  # other groups seen: chance
+    for drawn in range(topk):
+        after: dict[int, float] = {}
+        for count, chance in seen.items():
+            is_open = count < limit
+            left = (groups if is_open else count) * each - drawn
+            for more, ways in enumerate((count * each - drawn, (groups - own - count) * each * is_open)):
+                after[count + more] = after.get(count + more, 0.0) + chance * ways / left
+        seen = after
+    return sum(seen.values())
+
+
+def _in_one_group(groups: int, each: int, topk: int, limit: int) -> dict[int, float]:
+    """Chances that a given group has so many of a token's experts; `each` are in every group.
+
+    Experts are drawn best first. Until `limit` groups are seen, any expert will do; from then on, only theirs.
     """
-    states = {(0, 0): 1.0}  # (nodes seen, experts drawn from the given one): chance
+    states = {(0, 0): 1.0}  # (groups seen, experts drawn from the given one): chance
     for drawn in range(topk):
         after: dict[tuple[int, int], float] = {}
         for (seen, own), chance in states.items():
             is_open = seen < limit
-            left = (nodes if is_open else seen) * each - drawn
+            left = (groups if is_open else seen) * each - drawn
             ways = {
                 (seen + (own == 0), own + 1): each - own if own or is_open else 0,
                 (seen, own): (seen - (own > 0)) * each - (drawn - own),
-                (seen + 1, own): (nodes - seen - (own == 0)) * each if is_open else 0,
+                (seen + 1, own): (groups - seen - (own == 0)) * each if is_open else 0,
             }
             for state in filter(ways.__getitem__, ways):
                 after[state] = after.get(state, 0.0) + chance * ways[state] / left

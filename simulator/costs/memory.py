@@ -16,7 +16,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT
-from simpipe.simulator.costs.model import Activation, Core, Experts, Layer, Linear, Lookup, Model, Norm, Operation
+from simpipe.simulator.costs.collectives import expert_spread
+from simpipe.simulator.costs.model import Activation, Core, Layer, Linear, Lookup, Model, Norm, Operation
 from simpipe.simulator.costs.offload import AVERAGE_BYTES, Shard
 from simpipe.simulator.costs.parallel import Parallel, Stage
 
@@ -537,21 +538,12 @@ def _expert_buffers(model: Model, layer: Layer, parallel: Parallel) -> float:
     if layer.kind != "moe":
         return 0.0
     assert model.experts
-    arrivals = _gpus_of_a_token(model.experts, parallel.ep) if parallel.ep * parallel.etp > 1 else 0.0
+    experts, ep = model.experts, parallel.ep
+    spread = expert_spread(experts.routed, experts.topk, ep, ep, experts.groups_per_token, experts.groups)
+    arrivals = spread.ranks if ep * parallel.etp > 1 else 0.0
     dispatch, combine = _element_bytes(parallel.dispatch_format), _element_bytes(parallel.combine_format)
     elements = model.hidden * _rows(parallel, "dispatched")
-    return elements * (arrivals * (dispatch + combine) + model.experts.topk * combine)
-
-
-def _gpus_of_a_token(experts: Experts, ep: int) -> float:
-    """Expected number of expert-parallel GPUs that hold a token's experts, chosen uniformly within its groups.
-
-    Groups that do not divide the GPUs are taken as no limit.
-    """
-    share = experts.groups_per_token / experts.groups if ep % experts.groups == 0 else 1.0
-    gpus, reach = round(ep * share), round(experts.routed * share)
-    missed = math.comb(reach - experts.routed // ep, experts.topk) / math.comb(reach, experts.topk)
-    return gpus * (1 - missed)
+    return elements * (arrivals * (dispatch + combine) + experts.topk * combine)
 
 
 def _boundary(model: Model, parallel: Parallel, stage: Stage) -> float:

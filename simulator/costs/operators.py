@@ -564,7 +564,6 @@ def _exchange(share: _Share, name: str, back: bool) -> Iterator[Step]:
         yield from _exchange_copies(share, name, back)
         return
     way, format = (collectives.combine, p.combine_format) if back else (collectives.dispatch, p.dispatch_format)
-    limit = experts.groups_per_token if experts.groups_per_token < experts.groups else None
     exchange = way(
         share.cluster,
         share.routed * p.expert_imbalance,
@@ -572,10 +571,11 @@ def _exchange(share: _Share, name: str, back: bool) -> Iterator[Step]:
         model.hidden,
         BYTES_PER_ELEMENT[format],
         p.ep,
-        limit,
+        experts.groups_per_token,
         experts.routed,
         KernelSetting(p.communication_sms, p.communication_warps, p.communication_chunk),
         p.etp,
+        experts.groups,
     )
     yield share.transfer(name, name, exchange, "expert-parallel")
 
