@@ -241,6 +241,8 @@ class _Builder:
 
     def _followed(self, task: int, sync: Sync) -> Ints:
         """The earlier syncs that one follows."""
+        if not sync.follows:
+            return np.empty(0, np.int64)
         earlier = zip(self.sync[: task - self.sync[0]].tolist(), self.plan.syncs, strict=False)
         named = (other for other, each in earlier if each.name in sync.follows and {*each.ranks} & {*sync.ranks})
         return np.array([*named], np.int64)

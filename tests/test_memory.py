@@ -21,7 +21,11 @@ from simpipe.simulator.costs.memory import (
     transient,
     weights,
 )
-from simpipe.simulator.costs.model import GroupedAttention, Model, load_model
+from simpipe.simulator.costs.memory import (
+    _weights as weights_of,
+)
+from simpipe.simulator.costs.model import GroupedAttention, Linear, Model, load_model
+from simpipe.simulator.costs.operators import Share
 from simpipe.simulator.costs.parallel import RECOMPUTE, Parallel, Stage, stages
 
 GIB = 2.0**30
@@ -208,6 +212,10 @@ def test_dualpipe_ranks_hold_two_stages_and_share_the_optimizer() -> None:
     assert both["parameters"] == pytest.approx(alone[0]["parameters"] + alone[1]["parameters"] - table)
     assert shared["optimizer"] == both["optimizer"] / 2
     assert shared["gradients"] == both["gradients"]
+    sharded = replace(DEEPSEEK_V3, zero=3)
+    both, shared = static(V3, sharded, [first, last]), static(V3, sharded, [first, last], copies=2)
+    assert shared["gradients"] == both["gradients"]  # each copy's own, added up at the end
+    assert shared["parameters"] == both["parameters"] / 2
 
 
 def test_deepseek_v3_fits_its_h800() -> None:
@@ -320,6 +328,20 @@ def test_experts_shard_over_their_own_group() -> None:
     optimizer = static(model, parallel, [middle(1)])["optimizer"]
     assert (parallel.dp, parallel.edp) == (32, 4)
     assert optimizer == pytest.approx(12 * (held.dense / 32 + held.experts / 4))
+
+
+@pytest.mark.parametrize("sequence_parallel", [True, False])
+def test_weights_and_experts_rows_are_those_of_the_kernels(sequence_parallel: bool) -> None:
+    parallel = parallel_of(tp=2, ep=8, etp=2, sequence_parallel=sequence_parallel)
+    share = Share(V3, parallel)
+    for operation in (*V3.layer(0).operations, *V3.layer(60).operations, *V3.mtp_module):
+        if isinstance(operation, Linear):
+            held = weights_of(parallel, (replace(operation, bias=False, borrowed=False),))
+            assert held.dense + held.experts == sum(k * n for _, k, n in share.shapes(operation))
+    up, inner = V3.hidden, 2 * 2048 // parallel.etp
+    routing = 8 * 8 * share.own
+    kept = layer_activation(V3, parallel, 10)["experts"]
+    assert kept == pytest.approx(2 * sum(share.expert_rows()) * (up + inner + inner / 2) + routing)
 
 
 def test_formats_of_gradients_and_optimizer() -> None:

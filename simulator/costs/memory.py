@@ -72,6 +72,7 @@ _SPLITS = {
     "attention.q_down": _REPLICATED,
     "attention.kv_down": _REPLICATED,
     "router": _REPLICATED,
+    "mtp.join": _REPLICATED,
     "experts.up": _Split("dispatched", "expert"),
     "experts.down": _Split("expert", "dispatched"),
 }
@@ -92,15 +93,15 @@ def _rows(parallel: Parallel, region: str) -> float:
     """Rows of one micro-batch that a GPU holds, counting a width divided by n as 1 / n of the rows.
 
     "sequence": the residual stream. "tensor": widths divided by tensor parallelism. "dispatched": tokens at their
-    experts, one for each of a token's experts. "expert": the same, of widths divided by expert tensor parallelism.
+    experts, one for each of a token's experts, where each GPU sends its part of the tokens. "expert": the same, of
+    widths divided by expert tensor parallelism.
     """
     tokens = parallel.tokens / parallel.cp
     if region == "tensor":
         return tokens / parallel.tp
-    here = tokens / parallel.tp if parallel.sequence_parallel else tokens
     if region == "sequence":
-        return here
-    return here * parallel.expert_imbalance * (parallel.etp if region == "dispatched" else 1)
+        return tokens / parallel.tp if parallel.sequence_parallel else tokens
+    return tokens / parallel.tp * parallel.expert_imbalance * (parallel.etp if region == "dispatched" else 1)
 
 
 def _split(operation: Linear) -> _Split:
@@ -217,9 +218,10 @@ def _replicated(operation: Operation) -> float:
 def static(model: Model, parallel: Parallel, stages: Sequence[Stage], copies: int = 1) -> Bytes:
     """Bytes per GPU of a rank that holds `stages`, all step long: parameters, gradients, optimizer, framework.
 
-    copies: ranks that hold each of these stages (DualPipe: 2); they share ZeRO's shards. ZeRO 1 shards the optimizer's
-    state (master weights and two moments), 2 the gradients too, 3 the parameters too. Gradients are a buffer that lives
-    all step. Moving averages are sharded as the optimizer's state; neither is there if it is on the CPU.
+    copies: ranks that hold each of these stages (DualPipe: 2); they share ZeRO's shards, except that each adds up its
+    own gradients until the step's end. ZeRO 1 shards the optimizer's state (master weights and two moments), 2 the
+    gradients too, 3 the parameters too. Gradients are a buffer that lives all step. Moving averages are sharded as the
+    optimizer's state; neither is there if it is on the CPU.
     """
     held = weights(model, parallel, stages)
     counts = held.dense, held.experts
@@ -227,7 +229,7 @@ def static(model: Model, parallel: Parallel, stages: Sequence[Stage], copies: in
     states = parallel.master_bytes + 2 * parallel.moment_bytes if parallel.optimizer_device == "gpu" else 0
     found = {
         "parameters": _sharded(parallel, 3, copies, (held.dense_bytes, held.expert_bytes)),
-        "gradients": _sharded(parallel, 2, copies, counts) * parallel.gradient_bytes,
+        "gradients": _sharded(parallel, 2, 1, counts) * parallel.gradient_bytes,
         "optimizer": shard * states,
         "framework": FRAMEWORK_BYTES,
     }
