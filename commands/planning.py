@@ -1,4 +1,4 @@
-"""batch and sweep: many configurations, from a spreadsheet or a plan."""
+"""batch, sweep and plan: many configurations, from a spreadsheet, a plan of values, or searched for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simpipe.commands.options import Json, number, print_json, words
+from simpipe.commands.options import (
+    GlobalBatch,
+    Gpus,
+    Hardware,
+    Json,
+    ModelName,
+    Precision,
+    Sequence,
+    Sets,
+    number,
+    print_json,
+    setting,
+    words,
+)
 from simpipe.simulator.errors import SimpipeError
 
 if TYPE_CHECKING:
@@ -76,6 +89,62 @@ def sweep(
     if not json:
         print("\n".join(f"pruned {line}" for line in sweeps.told(pruned)))
     run_job(job, out or ["results.csv"], executor, workers, json, {"pruned": dict(pruned)})
+
+
+def plan(
+    model: ModelName = None,
+    hardware: Hardware = None,
+    gpus: Gpus = None,
+    global_batch: GlobalBatch = None,
+    sequence: Sequence = None,
+    precision: Precision = None,
+    set: Sets = None,
+    tokens: Annotated[float | None, typer.Option(metavar="N", help="Tokens to train on.", show_default=False)] = None,
+    deadline: Annotated[float | None, typer.Option(metavar="DAYS", help="For --tokens.", show_default=False)] = None,
+    budget: Annotated[float | None, typer.Option(metavar="USD", help="For --tokens.", show_default=False)] = None,
+    max_memory: Annotated[
+        float | None, typer.Option(metavar="GB", help="Of a GPU. Default: all it has.", show_default=False)
+    ] = None,
+    executor: Executor = "local",
+    workers: Workers = None,
+    json: Json = False,
+    out: Results = None,
+) -> None:
+    """Find what trains a model fastest on some GPUs: schedule, stages, parallel sizes, micro-batch, recomputation.
+
+    Whatever --set fixes, as tp=8 or zero=2, is not searched. Layers are laid out by work and slots overlap within
+    themselves, unless --set says otherwise.
+    """
+    from simpipe.simulator.planning import advice, execution, jobs, search
+
+    given: dict[str, Any] = {
+        "model": model,
+        "hardware": hardware,
+        "gpus": gpus,
+        "global_batch": global_batch,
+        "sequence": sequence,
+    }
+    for key, value in given.items():
+        if value is None:
+            raise SimpipeError(f"plan needs --{key.replace('_', '-')}")
+    given |= {"overlap": "within-slot", "layers": "balanced", "precision": precision, "token_budget": tokens}
+    given |= dict(setting(text) for text in set or [])
+    given = {key: value for key, value in given.items() if value is not None}
+    if tokens is None and (deadline is not None or budget is not None):
+        raise SimpipeError("--deadline and --budget are for training on --tokens; give them")
+    limits = search.Limits(max_memory, deadline, budget)
+    jobs.check(out or [])
+    search.check(given)
+    with execution.executor_of(executor, workers, search.WAVE) as (pool, _), search.progress() as heard:
+        outcome = search.search(given, limits, pool, heard)
+    turned = advice.sensitivity(outcome.ranked[: 1 + advice.RUNNERS_UP])
+    rows = advice.table(outcome)
+    for path in out or []:
+        jobs.write(path, rows)
+    if json:
+        print_json(advice.facts(outcome, turned))
+    else:
+        print("\n".join([*advice.describe(outcome, turned), *(f"wrote {path}" for path in out or [])]))
 
 
 def run_job(

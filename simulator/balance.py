@@ -25,10 +25,7 @@ def balanced(costs: ModelledCosts, program: Program) -> ModelledCosts:
     """Costs whose `balanced` layers are numbers of layers of each stage of the program; others as they are."""
     if costs.parallel.stage_layers != "balanced":
         return costs
-    first, layers, last = _seconds(costs)
-    ends = np.zeros(program.stages)
-    ends[0], ends[-1] = first, ends[-1] + last
-    best = _laid_out(costs, _least_maximum(layers, ends))
+    best = _laid_out(costs, spread(costs, program.stages))
     busy = _busy(best, program)
     while True:
         tried = [(moved, _busy(moved, program)) for moved in _moves(best, program, busy)]
@@ -38,6 +35,15 @@ def balanced(costs: ModelledCosts, program: Program) -> ModelledCosts:
         if after.max() >= busy.max() * (1 - 1e-9):
             return best
         best, busy = moved, after
+
+
+def spread(costs: ModelledCosts, stages: int) -> Ints:
+    """(stages,) layers of each stage, in order, so that the longest stage is as short as can be: what layers, embedding,
+    MTP and head take alone."""
+    first, layers, last = _seconds(costs)
+    ends = np.zeros(stages)
+    ends[0], ends[-1] = first, ends[-1] + last
+    return _least_maximum(layers, ends)
 
 
 def _laid_out(costs: ModelledCosts, counts: Ints) -> ModelledCosts:
@@ -65,6 +71,12 @@ def _moves(costs: ModelledCosts, program: Program, busy: Floats) -> Iterator[Mod
 
 def _seconds(costs: ModelledCosts) -> tuple[float, Floats, float]:
     """Seconds of one micro-batch in the embedding, (layers,) in each layer, and in MTP and head."""
+    if "layer seconds" not in costs.of_slots:
+        costs.of_slots["layer seconds"] = _find_seconds(costs)
+    return costs.of_slots["layer seconds"]  # type: ignore[no-any-return]
+
+
+def _find_seconds(costs: ModelledCosts) -> tuple[float, Floats, float]:
     model = costs.model
     pieces = model.layers + 2
     layout = "E|" + "t|" * model.layers + "m" * model.mtp_modules + "L"

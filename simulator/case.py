@@ -82,8 +82,15 @@ def given(schedule: str, ranks: int | None, microbatches: int | None, chunks: in
     return Case(name, program, Costs.read(costs) if ending == ".toml" else Costs.parse(costs))
 
 
-def modelled(scenario: Scenario, program: Callable[..., Program] = schedules.program) -> Case:
-    """The case that a scenario describes; `program` makes its order, or remembers it. Raises SimpipeError."""
+def modelled(
+    scenario: Scenario,
+    program: Callable[..., Program] = schedules.program,
+    share: Callable[[ModelledCosts], ModelledCosts] = lambda costs: costs,
+) -> Case:
+    """The case that a scenario describes. Raises SimpipeError.
+
+    program: makes its order, or remembers it. share: lets its costs know what other costs found.
+    """
     from simpipe.simulator import balance
     from simpipe.simulator.costs.modelled import ModelledCosts
 
@@ -92,7 +99,7 @@ def modelled(scenario: Scenario, program: Callable[..., Program] = schedules.pro
     order = program(spec.name, parallel.ranks, parallel.microbatches, spec.chunks, **spec.options)
     speeds = tuple(scenario.stragglers.get(rank, 1.0) for rank in range(parallel.ranks))
     costs = ModelledCosts(loaded.model, loaded.cluster, parallel, speeds, scenario.lengths, loaded.stack)
-    return Case(spec.name, order, balance.balanced(costs, order))
+    return Case(spec.name, order, balance.balanced(share(costs), order))
 
 
 def simulated(case: Case, engine: Engine = "auto") -> tuple[Trace, Figures]:

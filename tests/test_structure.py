@@ -61,6 +61,8 @@ LAYERS = [
     "simulator.planning.jobs",
     "simulator.planning.constraints",
     "simulator.planning.sweep",
+    "simulator.planning.search",
+    "simulator.planning.advice",
     "simulator.planning",
     "simulator.inference",
     "simulator.savings",

@@ -61,6 +61,13 @@ class Piece(NamedTuple):
     weights: tuple[float, ...]
 
 
+class PassSeconds(NamedTuple):
+    """What a pass takes at least: on the compute stream; and as a chain, what can run beside it left out."""
+
+    compute: float
+    chain: float
+
+
 @dataclass(frozen=True, eq=False)
 class ModelledCosts:
     """The costs of a step of `model` on `cluster`, laid out as `parallel`; implements plan.StepCosts.
@@ -145,8 +152,7 @@ class ModelledCosts:
 
     def capacities(self, program: Program) -> Floats:
         """(links,) of each rank's links; that of a communication kernel is 1, its weight the inverse of its limit."""
-        each_way = np.repeat([*collectives.capacities(self.cluster).values()], 2)
-        return np.tile([*each_way, 1.0, *offload.capacities(self.cluster, self.parallel)], program.ranks)
+        return np.tile(self._rank_capacities, program.ranks)
 
     def fill_outside(self, graph: Graph, numbers: Numbers, exchanges: Sequence[Exchange | Hosted]) -> None:
         """The numbers of messages, optimizer steps, and syncs, whose `exchanges` are in the order of their tasks."""
@@ -220,6 +226,31 @@ class ModelledCosts:
             len(slots) * sum(piece.step.flops for piece in self._laid(key, tokens).pieces)
             for key, tokens, slots in self.alike(program)
         )
+
+    def pass_seconds(self) -> tuple[PassSeconds, PassSeconds, PassSeconds]:
+        """Of one micro-batch through all layers, embedding, MTP and head: forward, for inputs, for weights."""
+        if "passes" in self.of_slots:
+            return self.of_slots["passes"]  # type: ignore[no-any-return]
+        every = Stage(0, tuple(range(self.model.layers)), True, True, self.model.mtp_modules > 0)
+        found = [[0.0, 0.0] for _ in range(3)]
+        for passes in self._passes(self._shape(every), self.parallel.sequence):
+            for totals, steps in zip(found, passes, strict=True):
+                totals[0] += sum(step.latency + step.seconds for step in steps if "compute" in step.streams)
+                totals[1] += sum(self._least_seconds(step) for step in steps if not step.name.startswith("shared."))
+        forward, inputs, weights = (PassSeconds(*totals) for totals in found)
+        self.of_slots["passes"] = forward, inputs, weights
+        return forward, inputs, weights
+
+    def _least_seconds(self, step: Step) -> float:
+        """Of a step with nothing beside it."""
+        piece = self._piece(step)
+        rates = [weight / capacity for weight, capacity in zip(piece.weights, self._rank_capacities, strict=False)]
+        return piece.latency + (piece.work * max(rates) if rates else piece.work)
+
+    @cached_property
+    def _rank_capacities(self) -> list[float]:
+        each_way = np.repeat([*collectives.capacities(self.cluster).values()], 2).tolist()
+        return [*each_way, 1.0, *offload.capacities(self.cluster, self.parallel)]
 
     def trained_tokens(self) -> int:
         """Tokens of a step."""

@@ -112,11 +112,10 @@ def _word(value: Any) -> str:
 
 @lru_cache(maxsize=256)
 def _of_scenario(scenario: Scenario) -> Row:
-    case = cases.modelled(scenario, program)
+    case = cases.modelled(scenario, program, slots.sharing)
     assert isinstance(case.costs, ModelledCosts)
-    costs = slots.sharing(case.costs)
-    trace, exposed = slots.simulate(case.program, costs)
-    return _columns(trace, efficiency(trace, costs, exposed))
+    trace, exposed = slots.simulate(case.program, case.costs)
+    return _columns(trace, efficiency(trace, case.costs, exposed))
 
 
 def program(name: str, ranks: int, microbatches: int, chunks: int | None, **options: Any) -> Program:

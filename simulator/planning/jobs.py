@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,15 +127,20 @@ def run(
         )
         execution.run(_evaluate, tasks, executor, workers, done)
         for out in outs:
-            tables.write(out, columns, _Results(job, journal), sheet(job))
+            tables.write(out, columns, _Results(job, journal), sheet(job.row(number) for number in range(job.count)))
     journal.remove()
     return tally
 
 
-def sheet(job: Job) -> Sheet:
+def write(path: str, rows: list[Row]) -> None:
+    """Write rows with their figures as a table. Raises OutputError."""
+    columns = [*dict.fromkeys(key for row in rows for key in row if key not in COLUMNS), *COLUMNS]
+    tables.write(path, columns, rows, sheet(rows))
+
+
+def sheet(rows: Iterable[Row]) -> Sheet:
     """How results look in a spreadsheet, and what they rest on."""
-    formats = {name: column.format for name, column in COLUMNS.items()}
-    return Sheet(formats, assumptions.of(job.row(number) for number in range(job.count)))
+    return Sheet({name: column.format for name, column in COLUMNS.items()}, assumptions.of(rows))
 
 
 def _evaluate(rows: list[Row]) -> list[Row]:

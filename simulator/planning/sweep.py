@@ -188,8 +188,17 @@ def why_not(row: Row, constraints: Iterable[Constraint]) -> str:
         scenario = scenario_of(row)
         values = facts(scenario)
     except SimpipeError as error:
-        return _without_numbers(str(error))
+        return without_numbers(str(error))
     return next((f"`{c.text}`" for c in later if not c.holds(values)), "")
+
+
+def impossible(row: Row) -> str:
+    """Why model, machine and sizes of a row do not go together, numbers left out; empty where they do."""
+    try:
+        scenario_of(row).load()
+    except SimpipeError as error:
+        return without_numbers(str(error))
+    return ""
 
 
 def facts(scenario: Scenario) -> Mapping[str, Any]:
@@ -216,6 +225,6 @@ def _check_size(name: str, ranks: int, microbatches: int, chunks: int | None, op
         schedules.load(name).size(ranks, microbatches, chunks, **dict(options))
 
 
-def _without_numbers(sentence: str) -> str:
+def without_numbers(sentence: str) -> str:
     """`gpus = 64 is not a multiple of ranks x tp = 3 x 8 = 24` without what differs from row to row."""
     return re.sub(r"(?<![\w.])[0-9][0-9,.]*[0-9]*(?![\w])", "N", sentence)

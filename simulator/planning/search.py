@@ -1,0 +1,427 @@
+"""Search: which schedule, stages, parallel sizes, micro-batch and recomputation train a model fastest on some GPUs.
+
+Every combination of powers of two, schedules and recomputations that fits together is a candidate, its layers laid out
+by what they take alone. Candidates are simulated in the order of a lower bound of their step time, and no further where that exceeds
+what was found; what cannot fit into memory by its parameters alone is not simulated either. So the KEEP best are those
+that an exhaustive search would find. What one change makes of the best one is simulated too: it says why others lose.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simpipe import schedules
+from simpipe.simulator import balance, slots
+from simpipe.simulator.costs import memory
+from simpipe.simulator.costs.cluster import load_cluster
+from simpipe.simulator.costs.model import LatentAttention, load_model
+from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.parallel import Stage, is_whole, nearest, show
+from simpipe.simulator.costs.stack import load_stack
+from simpipe.simulator.efficiency import GB
+from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.planning.evaluation import EXTRA_KEYS, OK, evaluated, scenario_of
+from simpipe.simulator.planning.sweep import impossible, without_numbers
+from simpipe.simulator.planning.tables import Row
+from simpipe.simulator.scenario import KEYS, Loaded
+
+KEEP = 10
+"""Best candidates that are found for certain, each of another kind; others may stay unsimulated."""
+
+WAVE = 32
+"""Candidates simulated between two looks at what was found."""
+
+CHUNK = 4
+"""Of them, those that go to a worker at once."""
+
+LONG = 16_384
+"""Tokens of a sequence from which context parallelism is among the choices."""
+
+FINER = 6
+"""Best candidates whose layers are laid out by the work of whole slots at last."""
+
+SIZES = ("schedule", "chunks", "gpus", "ranks", "tp", "cp", "ep", "zero", "microbatch_size", "recompute")
+"""The keys that are chosen, unless they are given."""
+
+
+class SearchError(SimpipeError):
+    """Nothing is left to choose from."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a choice has to keep: GB on a GPU, days and USD for its token_budget, seconds a step; None for no limit."""
+
+    memory_gb: float | None = None
+    days: float | None = None
+    cost_usd: float | None = None
+
+    def broken(self, result: Row) -> str:
+        """Why a simulated candidate is none, empty where it is one."""
+        if result["status"] != OK:
+            return "does not fit into memory" if "step_time_s" in result else str(result["status"])
+        for key, most in (("peak_memory_gb", self.memory_gb), ("days", self.days), ("cost_usd", self.cost_usd)):
+            if most is not None and key in result and result[key] > most:
+                return f"exceeds {key} = {most:g}"
+        return ""
+
+
+class Candidate(NamedTuple):
+    """A row that can be simulated, and what bounds it from below: seconds a step, GB on the fullest GPU."""
+
+    row: Row
+    seconds: float
+    memory_gb: float
+
+
+class Found(NamedTuple):
+    """A simulated candidate: its row, the columns of its results, why it is out, if it is."""
+
+    row: Row
+    result: Row
+    broken: str
+
+
+@dataclass
+class Outcome:
+    """What a search came to. found: all that was simulated. pruned: combinations that cannot be, by reason. candidates:
+    those that can. bounded: how many were not simulated because of their bound, or, too_large, of their parameters."""
+
+    found: list[Found]
+    pruned: Counter[str]
+    candidates: int
+    bounded: int = 0
+    too_large: int = 0
+
+    @property
+    def ranked(self) -> list[Found]:
+        """What keeps the limits, the fastest first."""
+        good = [one for one in self.found if not one.broken]
+        return sorted(good, key=lambda one: (one.result["step_time_s"], one.result["peak_memory_gb"], str(one.row)))
+
+    @property
+    def front(self) -> list[Found]:
+        """The Pareto front of what keeps the limits: none has another that is at least as good in step time, memory
+        and GPUs."""
+        front: list[Found] = []
+        for one in self.ranked:
+            if not any(_covers(other, one) for other in front):
+                front.append(one)
+        return front
+
+
+def _covers(one: Found, other: Found) -> bool:
+    """Whether one is at least as good in all that the front is over."""
+    return all(_merits(one)[i] <= _merits(other)[i] for i in range(3))
+
+
+def _merits(one: Found) -> tuple[float, float, float]:
+    return one.result["step_time_s"], one.result["peak_memory_gb"], one.row["gpus"]
+
+
+# Candidates.
+
+
+def candidates(given: Row) -> tuple[list[Candidate], Counter[str]]:
+    """All combinations of what is not given that can be, the least bound first, and how many cannot by reason."""
+    found, pruned = [], Counter[str]()
+    for sizes in _sizes(given):
+        options = _schedules_of(sizes["ranks"], _microbatches(given | sizes))
+        wanted = [given["schedule"]] if given.get("schedule") else options
+        for kept in _some(given, "recompute", _recomputations(given)):
+            row = given | sizes | {"recompute": kept, "schedule": wanted[0]}
+            reason = impossible(row)
+            if reason:
+                pruned[reason] += len(wanted)
+                continue
+            loaded = scenario_of(row).load()
+            bounds = bound(loaded)
+            for schedule in wanted:
+                reason = _misfit(schedule, row["ranks"], _microbatches(row))
+                if reason:
+                    pruned[reason] += 1
+                    continue
+                form = form_of(schedule)
+                seconds = bounds.paired if form.paired else bounds.unpaired
+                layers = _layers(loaded, form) if row.get("layers") == "balanced" else row.get("layers")
+                found.append(Candidate(row | {"schedule": schedule, "layers": layers}, seconds, bounds.memory_gb))
+    return sorted(found, key=lambda one: (one.seconds, str(one.row))), pruned
+
+
+def _sizes(given: Row) -> Iterator[Row]:
+    """Powers of two that GPUs and batch can be cut by."""
+    model, cluster = load_model(given["model"]), load_cluster(given["hardware"])
+    choices = {
+        "tp": _powers(min(cluster.node.nvlink.domain_gpus, cluster.node.gpus, given["gpus"])),
+        "cp": _powers(8) if given["sequence"] >= LONG else [1],
+        "ep": _powers(model.experts.routed) if model.experts else [1],
+        "microbatch_size": _powers(2),
+        "zero": [1],
+        "ranks": _powers(min(given["gpus"], model.layers)),  # last: layouts that differ in it share what slots cost
+    }
+    for values in product(*(_some(given, key, some) for key, some in choices.items())):
+        sizes = dict(zip(choices, values, strict=True))
+        stage, rest = divmod(given["gpus"], sizes["ranks"])
+        dp, more = divmod(stage, sizes["tp"] * sizes["cp"])
+        cut = not rest and not more and dp > 0 and stage % sizes["ep"] == 0
+        if cut and given["global_batch"] % (dp * sizes["microbatch_size"]) == 0:
+            yield sizes
+
+
+def _some(given: Row, key: str, values: Sequence[Any]) -> Sequence[Any]:
+    return [given[key]] if given.get(key) is not None else values
+
+
+def _powers(most: int) -> list[int]:
+    return [2**n for n in range(int(math.log2(most)) + 1)]
+
+
+def _microbatches(row: Row) -> int:
+    dp = row["gpus"] // (row["ranks"] * row["tp"] * row["cp"])
+    return int(row["global_batch"] // (dp * row["microbatch_size"]))
+
+
+def _recomputations(given: Row) -> list[list[str]]:
+    """Nothing, what is cheap to compute again (norms, activation functions, MLA's up-projections), attention's core
+    where its scores are kept, everything."""
+    latent = isinstance(load_model(given["model"]).attention, LatentAttention)
+    stack = load_stack(given["stack"]) if "stack" in given else load_stack()
+    cheap = ["norms", "swiglu", *(["mla_up"] if latent else [])]
+    return [[], cheap, *([] if stack.fused_attention else [["selective"]]), ["full"]]
+
+
+@lru_cache(maxsize=1024)
+def _schedules_of(ranks: int, microbatches: int) -> list[str]:
+    """Every schedule, with two stages a rank where that is a choice, and with the least group of micro-batches that
+    divides them where it takes one. On one rank all are the same."""
+    found: list[str] = []
+    group = next((n for n in range(ranks, microbatches + 1) if microbatches % n == 0), None)
+    for name, schedule in schedules.catalogue().items():
+        options = {"chunks": 2} if "chunks" in schedule.options else {}
+        if "group" in schedule.options and group:
+            options["group"] = group
+        found.append(name + (":" + ",".join(f"{k}={v}" for k, v in options.items()) if options else ""))
+    return found if ranks > 1 else found[:1]
+
+
+@lru_cache(maxsize=4096)
+def _misfit(schedule: str, ranks: int, microbatches: int) -> str:
+    """Why a schedule does not take a size, numbers left out; empty where it does."""
+    name, options = schedules.parse(schedule)
+    try:
+        schedules.load(name).size(ranks, microbatches, options.pop("chunks", None), **options)
+    except SimpipeError as error:
+        return without_numbers(str(error))
+    return ""
+
+
+# Bounds.
+
+
+class Bounds(NamedTuple):
+    """What no order and no layout of the layers goes below: seconds a step, with F&B slots and without any; GB on the
+    fullest GPU."""
+
+    paired: float
+    unpaired: float
+    memory_gb: float
+
+
+def bound(loaded: Loaded) -> Bounds:
+    """A rank's compute stream runs the kernels of its stages' passes one after the other; where no F is beside a B, a
+    forward takes at least its chain, and a backward its chain of input gradients. The busiest rank is busy for at least
+    the mean of all, and the fullest GPU holds at least the mean of parameters, gradients and optimizer.
+    """
+    model, parallel = loaded.model, loaded.parallel
+    costs = _costs(loaded)
+    forward, inputs, weights = costs.pass_seconds()
+    each = parallel.microbatches / parallel.ranks
+    paired = forward.compute + inputs.compute + weights.compute
+    unpaired = forward.chain + max(inputs.chain, inputs.compute + weights.compute)
+    every = Stage(0, tuple(range(model.layers)), True, True, model.mtp_modules > 0)
+    held = memory.static(model, parallel, [every], 2)
+    fixed = held.pop("framework")
+    return Bounds(each * paired, each * unpaired, (memory.total(held) / parallel.ranks + fixed) / GB)
+
+
+def _costs(loaded: Loaded) -> ModelledCosts:
+    return slots.sharing(ModelledCosts(loaded.model, loaded.cluster, loaded.parallel, stack=loaded.stack))
+
+
+def _layers(loaded: Loaded, form: Form) -> list[int]:
+    """Layers of each stage, laid out by what they take alone."""
+    counts = balance.spread(_costs(loaded), round(form.stages_per_rank * loaded.parallel.ranks))
+    return [int(count) for count in counts]
+
+
+class Form(NamedTuple):
+    """Whether a schedule runs an F beside a B, and how many stages it has for each rank."""
+
+    paired: bool
+    stages_per_rank: float
+
+
+@cache
+def form_of(schedule: str) -> Form:
+    """The form of a schedule, as its order at a small size tells."""
+    name, options = schedules.parse(schedule)
+    options = {key: value for key, value in options.items() if key != "group"}
+    chunks = options.pop("chunks", None)
+    for ranks, microbatches in ((2, 8), (4, 16), (4, 12)):
+        try:
+            order = schedules.program(name, ranks, microbatches, chunks, **options)
+        except SimpipeError:
+            continue
+        return Form(bool((np.diff(order.slot_start) == 2).any()), order.stages / ranks)
+    raise SearchError(f"{schedule} takes none of the sizes that it was tried at")
+
+
+# The search.
+
+
+def check(given: Row) -> None:
+    """Refuse what no scenario takes, before anything is searched. Raises SimpipeError."""
+    known = [*KEYS, *EXTRA_KEYS]
+    for key in given:
+        if key not in known:
+            raise SearchError(f"unknown key {show(key)}; {nearest(key, known)}")
+    for key in ("gpus", "global_batch", "sequence"):
+        if not is_whole(given[key]) or given[key] < 1:
+            raise SearchError(f"{key} must be a whole number, at least 1, not {show(given[key])}")
+    load_model(given["model"]), load_cluster(given["hardware"])
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[int, Outcome], None]]:
+    """A line on stderr that tells how far a search is; nothing where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda settled, outcome: None
+        return
+
+    def show_line(settled: int, outcome: Outcome) -> None:
+        best = f", best {outcome.ranked[0].result['step_time_s']:.2f} s" if outcome.ranked else ""
+        line = f"{settled} of {outcome.candidates} candidates settled, {len(outcome.found)} simulated{best}"
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show_line
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def search(
+    given: Row, limits: Limits, executor: Executor, heard: Callable[[int, Outcome], None] = lambda *_: None
+) -> Outcome:
+    """Simulate candidates until no other can be among the KEEP best, then what is one change from the best.
+
+    heard: called with how many candidates are settled. Raises SearchError where none is left.
+    """
+    some, pruned = candidates(given)
+    outcome = Outcome([], pruned, len(some))
+    if not some:
+        raise SearchError(f"no layout of {given['gpus']} GPUs is possible: {_most(pruned)}")
+    capacity = load_cluster(given["hardware"]).gpu.memory / GB
+    most = min(capacity, limits.memory_gb or capacity)
+    waiting = iter(some)
+    while wave := _next_wave(waiting, outcome, most):
+        outcome.found += _simulated([one.row for one in wave], limits, executor)
+        heard(len(outcome.found) + outcome.too_large + outcome.bounded, outcome)
+    if not outcome.ranked:
+        reasons = Counter(one.broken for one in outcome.found)
+        reasons["does not fit into memory"] += outcome.too_large
+        raise SearchError(f"none of {len(some)} candidates is left: {_most(reasons)}")
+    if given.get("layers") == "balanced":
+        finer = [one.row | {"layers": "balanced"} for one in outcome.ranked[:FINER]]
+        outcome.found += _simulated(finer, limits, executor)
+        outcome.found = _best_layouts(outcome)
+    known = {_chosen(one.row) for one in outcome.found}
+    near = [row for row in neighbours(outcome.ranked[0].row, given) if _chosen(row) not in known]
+    outcome.found += _simulated(near, limits, executor)
+    return outcome
+
+
+def _chosen(row: Row) -> str:
+    """What was chosen of a row, its layout of layers apart."""
+    return str({key: row.get(key) for key in SIZES})
+
+
+def _best_layouts(outcome: Outcome) -> list[Found]:
+    """Of candidates that differ in the layout of their layers only, the fastest that keeps the limits."""
+    best: dict[str, Found] = {}
+    for one in [*outcome.ranked, *outcome.found]:
+        best.setdefault(_chosen(one.row), one)
+    return list(best.values())
+
+
+def _next_wave(waiting: Iterator[Candidate], outcome: Outcome, most_gb: float) -> list[Candidate]:
+    """The next candidates that may be among the best."""
+    ranked = outcome.ranked
+    slowest = ranked[KEEP - 1].result["step_time_s"] if len(ranked) >= KEEP else math.inf
+    wave: list[Candidate] = []
+    for one in waiting:
+        if one.memory_gb > most_gb:
+            outcome.too_large += 1
+        elif one.seconds > slowest:
+            outcome.bounded += 1
+        else:
+            wave.append(one)
+        if len(wave) == WAVE:
+            break
+    return wave
+
+
+def _simulated(rows: list[Row], limits: Limits, executor: Executor) -> list[Found]:
+    parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    futures = [executor.submit(_evaluate, part) for part in parts]
+    results = [result for future in futures for result in future.result()]
+    return [Found(row, result, limits.broken(result)) for row, result in zip(rows, results, strict=True)]
+
+
+def _evaluate(rows: list[Row]) -> list[Row]:
+    """What a worker does."""
+    return [evaluated(row) for row in rows]
+
+
+def neighbours(row: Row, given: Row) -> list[Row]:
+    """What one change makes of a row: another schedule, half or twice a size, other recomputation, half the GPUs."""
+    row, found = row | {"layers": given.get("layers")}, []
+    if not given.get("schedule"):
+        found += [row | {"schedule": name} for name in _schedules_of(row["ranks"], _microbatches(row))]
+    for key in ("ranks", "tp", "cp", "ep", "microbatch_size", "gpus"):
+        if given.get(key) is None or key == "gpus":
+            changed = [row | {key: row[key] // 2}] + ([] if key == "gpus" else [row | {key: row[key] * 2}])
+            found += [_regrouped(one) for one in changed if one[key] and _cut(one)]
+    if given.get("zero") is None:
+        found += [row | {"zero": 0}]
+    found += [row | {"recompute": kept} for kept in _some(given, "recompute", _recomputations(given))]
+    fitting = [one for one in found if one != row and not impossible(one)]
+    return [one for one in fitting if not _misfit(one["schedule"], one["ranks"], _microbatches(one))]
+
+
+def _cut(row: Row) -> bool:
+    """Whether its GPUs and batch can be cut by its sizes."""
+    dp, rest = divmod(row["gpus"], row["ranks"] * row["tp"] * row["cp"])
+    return not rest and dp > 0 and row["global_batch"] % (dp * row["microbatch_size"]) == 0
+
+
+def _regrouped(row: Row) -> Row:
+    """With the group of micro-batches that its schedule takes at this size."""
+    name = schedules.parse(row["schedule"])[0]
+    options = _schedules_of(row["ranks"], _microbatches(row))
+    return row | {"schedule": next((text for text in options if schedules.parse(text)[0] == name), row["schedule"])}
+
+
+def _most(reasons: Mapping[str, int]) -> str:
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return "; ".join(f"{count} by: {reason}" for reason, count in ordered[:3] if count)
