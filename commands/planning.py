@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,16 +23,22 @@ from simpipe.commands.options import (
     setting,
     words,
 )
-from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.errors import OutputError, SimpipeError
 
 if TYPE_CHECKING:
     from simpipe.simulator.planning.jobs import Job
+    from simpipe.simulator.planning.tables import Sheet
+
+VIEWS = (".html", ".png", ".svg")
+"""Endings of outputs that are drawn."""
 
 Executor = Annotated[
     str, typer.Option(metavar="NAME", help="Who computes: local (processes of this machine), or dask://host:port.")
 ]
 Workers = Annotated[int | None, number("Local processes. Default: one a processor, fewer for few rows.")]
-Results = Annotated[list[str] | None, words("Where to write: .csv, .parquet or .xlsx; repeatable.", "PATH", "--out")]
+Results = Annotated[
+    list[str] | None, words("Where to write: .csv, .parquet, .xlsx, .html, .png or .svg; repeatable.", "PATH", "--out")
+]
 
 
 def batch(
@@ -133,14 +141,15 @@ def plan(
     if tokens is None and (deadline is not None or budget is not None):
         raise SimpipeError("--deadline and --budget are for training on --tokens; give them")
     limits = search.Limits(max_memory, deadline, budget)
-    jobs.check(out or [])
+    check_outs(out or [])
     search.check(given)
     with execution.executor_of(executor, workers, search.WAVE) as (pool, _), search.progress() as heard:
         outcome = search.search(given, limits, pool, heard)
     turned = advice.sensitivity(outcome.ranked[: 1 + advice.RUNNERS_UP])
     rows = advice.table(outcome)
     for path in out or []:
-        jobs.write(path, rows)
+        columns = dict.fromkeys(key for row in rows for key in row)
+        write_rows(path, list(columns), rows, jobs.sheet(rows))
     if json:
         print_json(advice.facts(outcome, turned))
     else:
@@ -153,10 +162,10 @@ def run_job(
     """Run a job to its outputs, and say what it came to; `more` goes into the JSON."""
     from simpipe.simulator.planning import execution, jobs
 
-    jobs.check(outs)
+    check_outs(outs)
     try:
         with execution.executor_of(executor, workers, job.count) as (pool, count), jobs.progress(job) as heard:
-            tally = jobs.run(job, outs, pool, count, heard)
+            tally = jobs.run(job, outs, pool, count, heard, write_rows)
     except KeyboardInterrupt:
         typer.echo(f"simpipe: interrupted; the same command goes on from {outs[0]}.journal", err=True)
         raise
@@ -164,3 +173,25 @@ def run_job(
         print_json(jobs.facts(job, tally) | (more or {}) | {"wrote": outs})
     else:
         print("\n".join([*jobs.summary(job, tally), *(f"wrote {path}" for path in outs)]))
+
+
+def check_outs(outs: list[str]) -> None:
+    """Refuse outputs whose endings name no format, before anything is computed."""
+    from simpipe.simulator.planning import tables
+
+    for out in outs:
+        if Path(out).suffix.lower() not in VIEWS:
+            tables.ending_of(out, OutputError)
+
+
+def write_rows(out: str, columns: Iterable[str], rows: Iterable[dict[str, Any]], sheet: Sheet) -> None:
+    """Write rows with their figures as a table, a page or a picture, by the file's ending."""
+    from simpipe.simulator.planning import tables
+    from simpipe.simulator.planning.evaluation import COLUMNS
+
+    if Path(out).suffix.lower() not in VIEWS:
+        tables.write(out, list(columns), rows, sheet)
+        return
+    from simpipe.simulator.views import results
+
+    results.write(list(rows), [name for name in columns if name not in COLUMNS], Path(out).stem, Path(out))

@@ -38,8 +38,8 @@ def balanced(costs: ModelledCosts, program: Program) -> ModelledCosts:
 
 
 def spread(costs: ModelledCosts, stages: int) -> Ints:
-    """(stages,) layers of each stage, in order, so that the longest stage is as short as can be: what layers, embedding,
-    MTP and head take alone."""
+    """(stages,) layers of each stage, in order, so that the longest stage is as short as can be by what layers,
+    embedding, MTP and head take alone."""
     first, layers, last = _seconds(costs)
     ends = np.zeros(stages)
     ends[0], ends[-1] = first, ends[-1] + last

@@ -59,15 +59,19 @@ class Efficiency:
     @property
     def excess(self) -> str:
         """What does not fit, in a sentence; empty where all does."""
-        if self.fits:
-            return ""
-        worst = self.memory
-        kind = max(worst.by_kind, key=lambda name: worst.by_kind[name])
-        over, most = (worst.peak_bytes - self.capacity_bytes) / GB, worst.by_kind[kind] / GB
-        return (
-            f"rank {worst.rank} does not fit: {worst.peak_bytes / GB:.1f} GB are {over:.1f} GB more than a GPU's "
-            f"{self.capacity_bytes / GB:.1f}; most of it is {kind}, {most:.1f} GB"
-        )
+        return excess(self.memory, self.capacity_bytes)
+
+
+def excess(worst: RankMemory, capacity: float) -> str:
+    """What of the rank that needs most does not fit, in a sentence; empty where all does."""
+    if worst.peak_bytes <= capacity:
+        return ""
+    kind = max(worst.by_kind, key=lambda name: worst.by_kind[name])
+    over, most = (worst.peak_bytes - capacity) / GB, worst.by_kind[kind] / GB
+    return (
+        f"rank {worst.rank} does not fit: {worst.peak_bytes / GB:.1f} GB are {over:.1f} GB more than a GPU's "
+        f"{capacity / GB:.1f}; most of it is {kind}, {most:.1f} GB"
+    )
 
 
 def efficiency(trace: Trace, costs: ModelledCosts, exposed: Floats | None = None) -> Efficiency:
@@ -80,7 +84,7 @@ def efficiency(trace: Trace, costs: ModelledCosts, exposed: Floats | None = None
     tokens = costs.trained_tokens()
     causal, full = (costs.model_flops(causal=c) / (step * parallel.gpus) for c in (True, False))
     peak = cluster.peak("bf16")
-    per_rank = [_peak(trace, costs, rank) for rank in range(trace.program.ranks)]
+    per_rank = memory_of(trace, costs)
     exposed = trace.exposed_communication if exposed is None else exposed
     worst = max(per_rank, key=lambda rank: rank.peak_bytes)
     return Efficiency(
@@ -100,6 +104,11 @@ def efficiency(trace: Trace, costs: ModelledCosts, exposed: Floats | None = None
         memory_per_rank=per_rank,
         stage_layers=[len(stage.layers) for stage in costs.stages(trace.program)],
     )
+
+
+def memory_of(trace: Trace, costs: ModelledCosts) -> list[RankMemory]:
+    """Each rank's memory at its peak, which follows from the order alone."""
+    return [_peak(trace, costs, rank) for rank in range(trace.program.ranks)]
 
 
 def _peak(trace: Trace, costs: ModelledCosts, rank: int) -> RankMemory:

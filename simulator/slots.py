@@ -99,6 +99,14 @@ def simulate(program: Program, costs: ModelledCosts) -> Step:
     return Step(Trace(graph, numbers, 0, start[0], end[0]), slots.exposed_per_rank(program))
 
 
+def untimed(program: Program, costs: ModelledCosts) -> Trace:
+    """A step in which nothing takes time: what ranks keep follows from the order alone."""
+    none = np.zeros(program.slots)
+    slots = SlotCosts(costs, none, none, {})
+    graph = _graph(program, slots.plan(program))
+    return Trace(graph, loads(graph, (slots,)), 0, np.zeros(graph.tasks), np.zeros(graph.tasks))
+
+
 _shared: OrderedDict[Any, tuple[Profiles, dict[Any, Any]]] = OrderedDict()
 """What was found of slots, by all that it depends on; with the profiles, that no others get their ids."""
 

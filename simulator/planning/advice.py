@@ -62,7 +62,7 @@ def table(outcome: Outcome) -> list[Row]:
     order += [one for one in neighbours(outcome) if one not in order]
     rows = []
     for one in order:
-        chosen = {key: tables.plain(one.row.get(key)) for key in SIZES}
+        chosen = {key: tables.plain(value) if value != [] else "none" for key, value in one.row.items()}
         place = ranked.index(one) + 1 if one in ranked else None
         note = {"place": place, "on_front": id(one) in front, "why": "the best" if one is best else why(one, best)}
         rows.append(note | chosen | one.result)

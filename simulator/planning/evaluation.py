@@ -16,11 +16,11 @@ import numpy as np
 from simpipe import schedules
 from simpipe.simulator import case as cases
 from simpipe.simulator import slots
+from simpipe.simulator.case import Case
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.given import Costs
 from simpipe.simulator.costs.model import SHAPE_KEYS
 from simpipe.simulator.costs.modelled import ModelledCosts
-from simpipe.simulator.efficiency import GB, Efficiency, efficiency
+from simpipe.simulator.efficiency import GB, Efficiency, efficiency, excess, memory_of
 from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.planning.tables import Row
 from simpipe.simulator.program import Program
@@ -110,12 +110,37 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def too_large(row: Row) -> Row | None:
+    """What a row that does not fit into memory comes to but for its times, found without them; None where it fits, or
+    where it is impossible."""
+    try:
+        case = cases.modelled(scenario_of(row), program, slots.sharing)
+        assert isinstance(case.costs, ModelledCosts)
+        peaks = memory_of(slots.untimed(case.program, case.costs), case.costs)
+    except SimpipeError:
+        return None
+    worst = max(peaks, key=lambda rank: rank.peak_bytes)
+    over = excess(worst, case.costs.cluster.gpu.memory)
+    return {"status": over, "peak_memory_gb": worst.peak_bytes / GB, "peak_memory_rank": worst.rank} if over else None
+
+
 @lru_cache(maxsize=256)
 def _of_scenario(scenario: Scenario) -> Row:
     case = cases.modelled(scenario, program, slots.sharing)
     assert isinstance(case.costs, ModelledCosts)
     trace, exposed = slots.simulate(case.program, case.costs)
     return _columns(trace, efficiency(trace, case.costs, exposed))
+
+
+def trace_of(row: Row) -> Trace:
+    """The run that a row's figures are of. Raises SimpipeError."""
+    given = {key: value for key, value in row.items() if value is not None}
+    if "costs" in given:
+        case = _given(given)
+        return simulate(case.program, case.costs)
+    case = cases.modelled(scenario_of(given), program, slots.sharing)
+    assert isinstance(case.costs, ModelledCosts)
+    return slots.simulate(case.program, case.costs).trace
 
 
 def program(name: str, ranks: int, microbatches: int, chunks: int | None, **options: Any) -> Program:
@@ -158,11 +183,7 @@ def _bubble_rate(trace: Trace) -> float:
 
 def _by_hand(row: Mapping[str, Any]) -> Row:
     """A row whose costs are given: tokens a second where it says batch and sequence."""
-    sizes = {key: _whole(row, key) for key in ("ranks", "microbatches", "chunks", "global_batch", "sequence")}
-    case = cases.given(
-        str(row.get("schedule", "dualpipe")), sizes["ranks"], sizes["microbatches"], sizes["chunks"], str(row["costs"])
-    )
-    assert isinstance(case.costs, Costs)
+    case = _given(row)
     trace = simulate(case.program, case.costs)
     kept = np.maximum.reduceat(trace.activation_bytes.during, case.program.rank_start[:-1]) / GB
     held = np.array([trace.loads.parameters[0][list(stages)].sum() for stages in case.program.placement]) / GB
@@ -171,9 +192,16 @@ def _by_hand(row: Mapping[str, Any]) -> Row:
     if kept.any() or held.any():
         found |= {"peak_memory_gb": float(kept[worst] + held[worst]), "peak_memory_rank": worst}
         found |= {"activations_gb": float(kept[worst]), "parameters_gb": float(held[worst])}
-    if sizes["global_batch"] and sizes["sequence"] and trace.makespan:
-        found["tokens_per_s"] = sizes["global_batch"] * sizes["sequence"] / trace.makespan
+    batch, sequence = _whole(row, "global_batch"), _whole(row, "sequence")
+    if batch and sequence and trace.makespan:
+        found["tokens_per_s"] = batch * sequence / trace.makespan
     return found
+
+
+def _given(row: Mapping[str, Any]) -> Case:
+    """The case of a row whose costs are given."""
+    ranks, microbatches, chunks = (_whole(row, key) for key in ("ranks", "microbatches", "chunks"))
+    return cases.given(str(row.get("schedule", "dualpipe")), ranks, microbatches, chunks, str(row["costs"]))
 
 
 def _whole(row: Mapping[str, Any], key: str) -> int | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from simpipe.simulator.costs.model import SHAPE_KEYS
-from simpipe.simulator.errors import OutputError, nearest
+from simpipe.simulator.errors import nearest
 from simpipe.simulator.planning import assumptions, execution, tables
 from simpipe.simulator.planning.evaluation import COLUMNS, EXTRA_KEYS, OK, evaluated
 from simpipe.simulator.planning.execution import Journal
@@ -92,18 +92,16 @@ def files(row: Row, folder: str) -> Iterator[str]:
             yield path
 
 
-def check(outs: Sequence[str]) -> None:
-    """Refuse outputs that are no tables, before anything is computed. Raises OutputError."""
-    for out in outs:
-        tables.ending_of(out, OutputError)
+Writer = Callable[[str, Sequence[str], Iterable[Row], Sheet], None]
 
 
 def run(
-    job: Job, outs: Sequence[str], executor: Executor, workers: int, heard: Callable[[Tally], None] = lambda _: None
-) -> Tally:
+    job: Job, outs: Sequence[str], executor: Executor, workers: int, heard: Callable[[Tally], None] = lambda _: None,
+    write: Writer = tables.write,
+) -> Tally:  # fmt: skip
     """Evaluate all rows that the journal beside the first output does not have, and write the outputs.
 
-    heard: called after each row. Raises OutputError.
+    heard: called after each row. write: called for each output with the columns and all rows. Raises OutputError.
     """
     path = Path(outs[0] + ".journal")
     tally = Tally(job.objective)
@@ -127,15 +125,9 @@ def run(
         )
         execution.run(_evaluate, tasks, executor, workers, done)
         for out in outs:
-            tables.write(out, columns, _Results(job, journal), sheet(job.row(number) for number in range(job.count)))
+            write(out, columns, _Results(job, journal), sheet(job.row(number) for number in range(job.count)))
     journal.remove()
     return tally
-
-
-def write(path: str, rows: list[Row]) -> None:
-    """Write rows with their figures as a table. Raises OutputError."""
-    columns = [*dict.fromkeys(key for row in rows for key in row if key not in COLUMNS), *COLUMNS]
-    tables.write(path, columns, rows, sheet(rows))
 
 
 def sheet(rows: Iterable[Row]) -> Sheet:

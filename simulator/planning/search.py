@@ -1,9 +1,10 @@
 """Search: which schedule, stages, parallel sizes, micro-batch and recomputation train a model fastest on some GPUs.
 
 Every combination of powers of two, schedules and recomputations that fits together is a candidate, its layers laid out
-by what they take alone. Candidates are simulated in the order of a lower bound of their step time, and no further where that exceeds
-what was found; what cannot fit into memory by its parameters alone is not simulated either. So the KEEP best are those
-that an exhaustive search would find. What one change makes of the best one is simulated too: it says why others lose.
+by what they take alone. Candidates are simulated in the order of a lower bound of their step time, and no further where
+that exceeds what was found; what cannot fit into memory by its parameters alone is not simulated either. So the KEEP
+best are those that an exhaustive search would find. What one change makes of the best one is simulated too: it says why
+others lose.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from simpipe.simulator.costs import memory
 from simpipe.simulator.costs.cluster import load_cluster
 from simpipe.simulator.costs.model import LatentAttention, load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
-from simpipe.simulator.costs.parallel import Stage, is_whole, nearest, show
+from simpipe.simulator.costs.parallel import Stage, is_whole
 from simpipe.simulator.costs.stack import load_stack
 from simpipe.simulator.efficiency import GB
-from simpipe.simulator.errors import SimpipeError
-from simpipe.simulator.planning.evaluation import EXTRA_KEYS, OK, evaluated, scenario_of
+from simpipe.simulator.errors import SimpipeError, nearest, show
+from simpipe.simulator.planning.evaluation import EXTRA_KEYS, OK, evaluated, scenario_of, too_large
 from simpipe.simulator.planning.sweep import impossible, without_numbers
 from simpipe.simulator.planning.tables import Row
 from simpipe.simulator.scenario import KEYS, Loaded
 
-KEEP = 10
+KEEP = 6
 """Best candidates that are found for certain, each of another kind; others may stay unsimulated."""
 
 WAVE = 32
@@ -70,7 +71,7 @@ class Limits:
     def broken(self, result: Row) -> str:
         """Why a simulated candidate is none, empty where it is one."""
         if result["status"] != OK:
-            return "does not fit into memory" if "step_time_s" in result else str(result["status"])
+            return "does not fit into memory" if "peak_memory_gb" in result else str(result["status"])
         for key, most in (("peak_memory_gb", self.memory_gb), ("days", self.days), ("cost_usd", self.cost_usd)):
             if most is not None and key in result and result[key] > most:
                 return f"exceeds {key} = {most:g}"
@@ -167,7 +168,7 @@ def _sizes(given: Row) -> Iterator[Row]:
         "cp": _powers(8) if given["sequence"] >= LONG else [1],
         "ep": _powers(model.experts.routed) if model.experts else [1],
         "microbatch_size": _powers(2),
-        "zero": [1],
+        "zero": [1, 0],
         "ranks": _powers(min(given["gpus"], model.layers)),  # last: layouts that differ in it share what slots cost
     }
     for values in product(*(_some(given, key, some) for key, some in choices.items())):
@@ -347,7 +348,7 @@ def search(
         outcome.found = _best_layouts(outcome)
     known = {_chosen(one.row) for one in outcome.found}
     near = [row for row in neighbours(outcome.ranked[0].row, given) if _chosen(row) not in known]
-    outcome.found += _simulated(near, limits, executor)
+    outcome.found += _simulated(near, limits, executor, _evaluate_all)
     return outcome
 
 
@@ -381,15 +382,22 @@ def _next_wave(waiting: Iterator[Candidate], outcome: Outcome, most_gb: float) -
     return wave
 
 
-def _simulated(rows: list[Row], limits: Limits, executor: Executor) -> list[Found]:
+def _simulated(
+    rows: list[Row], limits: Limits, executor: Executor, work: Callable[[list[Row]], list[Row]] | None = None
+) -> list[Found]:
     parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    futures = [executor.submit(_evaluate, part) for part in parts]
+    futures = [executor.submit(work or _evaluate, part) for part in parts]
     results = [result for future in futures for result in future.result()]
     return [Found(row, result, limits.broken(result)) for row, result in zip(rows, results, strict=True)]
 
 
 def _evaluate(rows: list[Row]) -> list[Row]:
-    """What a worker does."""
+    """What a worker does: times are found of what fits into memory only."""
+    return [too_large(row) or evaluated(row) for row in rows]
+
+
+def _evaluate_all(rows: list[Row]) -> list[Row]:
+    """What a worker does where times of what does not fit are told too."""
     return [evaluated(row) for row in rows]
 
 

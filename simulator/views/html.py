@@ -51,10 +51,14 @@ MOST_ROWS = 512
 
 def write(trace: Trace, path: Path) -> None:
     """Write the page of a run."""
+    path.write_text(page(trace), encoding="utf-8", newline="\n")
+
+
+def page(trace: Trace) -> str:
+    """The page of a run."""
     summary = summarize(trace)
     tables = _section(_table(summary), "Figures by rank")
-    page = _page([Shown("", trace, summary)], lanes.title(trace), _headline(summary), tables)
-    path.write_text(page, encoding="utf-8", newline="\n")
+    return _page([Shown("", trace, summary)], lanes.title(trace), _headline(summary), tables)
 
 
 def write_comparison(rows: Sequence[dict[str, Any]], traces: dict[str, Trace], path: Path) -> None:

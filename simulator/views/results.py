@@ -1,0 +1,186 @@
+"""A page of many configurations: a table to sort and filter, their Pareto plot, and the timelines of some on a click.
+
+It is one file that reaches no network. Text of users is set as text; timelines are the pages of `html.py`, kept whole.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from simpipe.simulator.files import atomic
+from simpipe.simulator.planning.evaluation import trace_of
+from simpipe.simulator.planning.tables import Row, plain
+from simpipe.simulator.views import document, palette
+from simpipe.simulator.views.html import page
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+ENDINGS = (".html", ".png", ".svg")
+
+TIMELINES = 8
+"""Rows of the front, and fastest ones, whose timelines a page keeps."""
+
+FIGURES = (
+    "step_time_s", "tokens_per_s", "mfu", "bubble_rate", "exposed_communication_s", "peak_memory_gb",
+    "gpu_hours_per_trillion_tokens", "cost_per_trillion_tokens_usd", "status",
+)  # fmt: skip
+"""Columns of results that the table shows, behind the input columns in which rows differ."""
+
+
+def front(rows: Sequence[Row]) -> list[int]:
+    """Which rows fit and have none that is at least as good in step time, memory and GPUs, the fastest first."""
+
+    def merits(number: int) -> tuple[float, float, float]:
+        row = rows[number]
+        return row["step_time_s"], row.get("peak_memory_gb") or 0.0, row.get("gpus") or 0
+
+    fitting = [number for number, row in enumerate(rows) if row.get("status") == "ok" and row.get("step_time_s")]
+    found: list[int] = []
+    for number in sorted(fitting, key=lambda n: (merits(n), n)):
+        if not any(all(a <= b for a, b in zip(merits(other), merits(number), strict=True)) for other in found):
+            found.append(number)
+    return found
+
+
+def write(rows: Sequence[Row], columns: Sequence[str], title: str, path: Path) -> None:
+    """Write a page or the picture of some rows with their figures; `columns` are those of the input.
+
+    Raises OutputError.
+    """
+    (_write_page if path.suffix.lower() == ".html" else _write_picture)(rows, columns, title, path)
+
+
+def _write_page(rows: Sequence[Row], columns: Sequence[str], title: str, path: Path) -> None:
+    from plotly.offline import get_plotlyjs
+
+    shown = [name for name in columns if len({str(row.get(name)) for row in rows}) > 1]
+    shown += [name for name in FIGURES if any(row.get(name) is not None for row in rows)]
+    constant = {name: rows[0].get(name) for name in columns if name not in shown and rows[0].get(name) is not None}
+    best = front(rows)
+    timelines = {number: page(trace_of(rows[number])) for number in _drawn(rows, best)}
+    data = {
+        "columns": shown,
+        "rows": [[_cell(row.get(name)) for name in shown] for row in rows],
+        "front": best,
+        "timelines": {str(number): page for number, page in timelines.items()},
+    }
+    template = (files(__package__) / "page" / "results.html").read_text("utf-8")
+    text = Template(template).substitute(
+        policy=document.POLICY + "; frame-src 'self' about: data:",
+        title=html.escape(title),
+        constant=html.escape(", ".join(f"{name} {_cell(value)}" for name, value in constant.items())),
+        counts=html.escape(f"{len(rows)} rows, {len(best)} of them on the Pareto front of step time, memory and GPUs"),
+        data=_script(data),
+        figure=document.embedded(figure(rows, best)),
+        config=json.dumps(document.CONFIG),
+        plotly=get_plotlyjs(),
+    )
+    with atomic(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _drawn(rows: Sequence[Row], best: Sequence[int]) -> list[int]:
+    """The rows whose timelines are kept: the first of the front, and the fastest."""
+    fastest = sorted((row["step_time_s"], number) for number, row in enumerate(rows) if row.get("step_time_s"))
+    return list(dict.fromkeys([*best[:TIMELINES], *(number for _, number in fastest[:TIMELINES])]))
+
+
+def _cell(value: Any) -> Any:
+    return "none" if value in ([], ()) else plain(value)
+
+
+def _script(value: Any) -> str:
+    """JSON that may stand in a script."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+
+
+def figure(rows: Sequence[Row], best: Sequence[int]) -> go.Figure:
+    """Step time over memory of what fits, the front as a line; a number of GPUs is a colour."""
+    import plotly.graph_objects as go
+
+    fits = [number for number, row in enumerate(rows) if row.get("status") == "ok" and row.get("peak_memory_gb")]
+    chart = go.Figure(layout=document.LAYOUT)
+    for place, gpus in enumerate(sorted({rows[number].get("gpus") or 0 for number in fits})):
+        some = [number for number in fits if (rows[number].get("gpus") or 0) == gpus]
+        chart.add_scatter(
+            x=[rows[number]["peak_memory_gb"] for number in some],
+            y=[rows[number]["step_time_s"] for number in some],
+            customdata=some,
+            mode="markers",
+            name=f"{gpus} GPUs" if gpus else "rows",
+            marker={"size": 7, "color": COLOURS[place % len(COLOURS)], "opacity": 0.55},
+            hovertemplate="row %{customdata}: %{y:.4g} s, %{x:.1f} GB<extra></extra>",
+        )
+        line = sorted((rows[n]["peak_memory_gb"], rows[n]["step_time_s"]) for n in best if n in set(some))
+        chart.add_scatter(
+            x=[x for x, _ in line], y=[y for _, y in line], mode="lines", hoverinfo="skip",
+            name=f"front{f' of {gpus} GPUs' if gpus else ''}",
+            line={"shape": "hv", "color": COLOURS[place % len(COLOURS)], "width": 1.5},
+        )  # fmt: skip
+    chart.update_layout(
+        height=380, xaxis_title="peak memory of the fullest GPU, GB", yaxis_title="step time, s", hovermode="closest"
+    )
+    return chart
+
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's, told apart by everyone."""
+
+
+def _write_picture(rows: Sequence[Row], columns: Sequence[str], title: str, path: Path) -> None:
+    """Write the Pareto plot as PNG or SVG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    best = front(rows)
+    drawing, axes = plt.subplots(figsize=(8, 5), constrained_layout=True)
+    fits = [number for number, row in enumerate(rows) if row.get("status") == "ok" and row.get("peak_memory_gb")]
+    for place, gpus in enumerate(sorted({rows[number].get("gpus") or 0 for number in fits})):
+        colour = COLOURS[place % len(COLOURS)]
+        some = [rows[number] for number in fits if (rows[number].get("gpus") or 0) == gpus]
+        axes.scatter(
+            *_points(some), s=16, color=colour, alpha=0.4, linewidths=0, label=f"{gpus} GPUs" if gpus else None
+        )
+        line = sorted(zip(*_points([rows[n] for n in best if (rows[n].get("gpus") or 0) == gpus]), strict=True))
+        axes.step([x for x, _ in line], [y for _, y in line], where="post", color=colour, lw=1.5)
+    _label(axes, rows, best)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("peak memory of the fullest GPU, GB")
+    axes.set_ylabel("step time, s")
+    axes.spines[["top", "right"]].set_visible(False)
+    if any(row.get("gpus") for row in rows):
+        axes.legend(frameon=False)
+    with atomic(path) as draft:
+        drawing.savefig(draft, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(drawing)
+
+
+def _points(rows: Iterable[Row]) -> tuple[list[float], list[float]]:
+    some = list(rows)
+    return [row["peak_memory_gb"] for row in some], [row["step_time_s"] for row in some]
+
+
+def _label(axes: Any, rows: Sequence[Row], best: Sequence[int], most: int = 8) -> None:
+    """Name the first rows of the front by what they differ in."""
+    keys = [key for key in NAMING if len({str(rows[number].get(key)) for number in best}) > 1]
+    for number in best[:most]:
+        row = rows[number]
+        text = " ".join(str(_cell(row.get(key))) if key in NAMED else f"{key}={_cell(row.get(key))}" for key in keys)
+        axes.annotate(
+            text, (row["peak_memory_gb"], row["step_time_s"]), xytext=(5, 4), textcoords="offset points", fontsize=6.5,
+            color=palette.INK,
+        )  # fmt: skip
+
+
+NAMED = ("schedule", "recompute")
+NAMING = ("schedule", "ranks", "tp", "ep", "microbatch_size", "recompute", "chunks")
+"""Keys that a label of the picture gives, and those that it gives without their name."""

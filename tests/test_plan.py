@@ -1,0 +1,190 @@
+"""Choosing: bounds are below every simulated step, the search finds what an exhaustive one does, advice adds up."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_batch import V3, simpipe
+
+from simpipe.schedules import catalogue
+from simpipe.simulator import slots
+from simpipe.simulator.case import modelled
+from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.planning import advice, evaluation, search, tables
+from simpipe.simulator.planning.execution import Inline
+from simpipe.simulator.scenario import Scenario
+from simpipe.simulator.trace import simulate
+from simpipe.simulator.views import results
+
+DENSE = "layers=12,hidden=1024,heads=16,ffn=4096,vocab=32000"
+MOE = "layers=8,hidden=1024,heads=16,vocab=32000,experts=16,topk=4,expert_ffn=512,shared_experts=1,ffn=4096,dense_layers=1"
+GIVEN = {
+    "model": DENSE, "hardware": "a100", "gpus": 8, "global_batch": 16, "sequence": 1024, "overlap": "within-slot",
+    "layers": "balanced",
+}  # fmt: skip
+
+
+def rows() -> st.SearchStrategy[dict[str, Any]]:
+    """Layouts of a small model, most of which can be simulated."""
+    return st.fixed_dictionaries(
+        {
+            "model": st.sampled_from([DENSE, MOE]),
+            "hardware": st.sampled_from(["a100", "h800", "b200"]),
+            "stack": st.sampled_from(["fused", "megatron-2021", "eager"]),
+            "schedule": st.sampled_from(list(catalogue())),
+            "ranks": st.sampled_from([1, 2, 4]),
+            "tp": st.sampled_from([1, 2]),
+            "cp": st.sampled_from([1, 2]),
+            "ep": st.sampled_from([1, 2]),
+            "zero": st.sampled_from([0, 1, 2]),
+            "overlap": st.sampled_from(["none", "within-slot"]),
+            "recompute": st.sampled_from([[], ["norms", "swiglu"], ["full"]]),
+            "layers": st.sampled_from(["even", "balanced"]),
+            "gpus": st.sampled_from([4, 8, 16]),
+            "global_batch": st.sampled_from([16, 32]),
+            "sequence": st.just(512),
+        }
+    )
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(rows())
+def test_no_step_is_shorter_than_its_bound(row: dict[str, Any]) -> None:
+    """Neither a full run nor one with slots as single tasks, whatever the order, the layout and the software."""
+    try:
+        case = modelled(Scenario.of(row))
+        loaded = Scenario.of(row).load()
+    except SimpipeError:
+        return
+    bounds = search.bound(loaded)
+    paired = bool((case.program.slot_start[1:] - case.program.slot_start[:-1] == 2).any())
+    least = bounds.paired if paired else bounds.unpaired
+    assert paired <= search.form_of(row["schedule"]).paired
+    assert simulate(case.program, case.costs).makespan >= least * (1 - 1e-9)
+    assert slots.simulate(case.program, case.costs).trace.makespan >= least * (1 - 1e-9)
+    found = evaluation.evaluated(row)
+    assert found["peak_memory_gb"] >= bounds.memory_gb * (1 - 1e-9)
+
+
+def test_the_bound_of_the_published_setting_is_below_its_step() -> None:
+    bounds = search.bound(Scenario.of(V3).load())
+    found = evaluation.evaluated(V3)
+    assert 0.7 * found["step_time_s"] < bounds.paired < found["step_time_s"]
+
+
+def test_a_search_finds_what_an_exhaustive_one_does() -> None:
+    given = GIVEN | {"tp": 1, "cp": 1, "ep": 1, "microbatch_size": 1, "zero": 1, "layers": "even", "global_batch": 64}
+    some, _ = search.candidates(given)
+    every = sorted(evaluation.evaluated(one.row).get("step_time_s", 1e9) for one in some)
+    outcome = search.search(given, search.Limits(), Inline())
+    assert outcome.candidates == len(some)
+    assert outcome.bounded > 0
+    found = sorted(one.result["step_time_s"] for one in outcome.ranked if one.row["gpus"] == GIVEN["gpus"])
+    assert found[: search.KEEP] == pytest.approx(every[: search.KEEP], rel=1e-12)
+    check_front(outcome)
+    check_advice(outcome)
+
+
+def check_front(outcome: search.Outcome) -> None:
+    """None of the front is as good as another of it in all, and all else is behind one of it."""
+    merits = [search._merits(one) for one in outcome.front]
+    for one, other in itertools.permutations(merits, 2):
+        assert any(a < b for a, b in zip(one, other, strict=True))
+    for one in outcome.ranked:
+        assert any(search._covers(kept, one) for kept in outcome.front)
+
+
+def check_advice(outcome: search.Outcome) -> None:
+    best = outcome.ranked[0]
+    for one in outcome.ranked:
+        assert sum(advice.parts(one.result).values()) == pytest.approx(one.result["step_time_s"])
+        assert advice.why(one, best).startswith(f"{one.result['step_time_s'] - best.result['step_time_s']:+.3g} s")
+    turned = advice.sensitivity(outcome.ranked[:2])
+    assert [abs(share) for _, share, _ in turned] == sorted((abs(share) for _, share, _ in turned), reverse=True)
+    shares = {name: share for name, share, _ in turned}
+    assert -0.0910 < shares["peak FLOP/s"] < -0.01  # ten per cent more of one thing is at most 1 - 1 / 1.1 less time
+    assert all(share <= 1e-9 for share in shares.values())
+    text = "\n".join(advice.describe(outcome, turned))
+    assert "Pareto front" in text
+
+
+@pytest.mark.parametrize(
+    ("limits", "broken"),
+    [
+        (search.Limits(memory_gb=1), "exceeds peak_memory_gb = 1"),
+        (search.Limits(days=0.001), "exceeds days = 0.001"),
+        (search.Limits(cost_usd=1), "exceeds cost_usd = 1"),
+        (search.Limits(), ""),
+    ],
+)
+def test_limits(limits: search.Limits, broken: str) -> None:
+    row = {"status": "ok", "step_time_s": 1.0, "peak_memory_gb": 50.0, "days": 2.0, "cost_usd": 100.0}
+    assert limits.broken(row) == broken
+
+
+def test_memory_without_times_is_that_of_the_run() -> None:
+    row = V3 | {"schedule": "zb-h1", "layers": "even", "global_batch": 40 * 128}
+    without, run = evaluation.too_large(row), evaluation.evaluated(row)
+    assert without == {key: run[key] for key in ("status", "peak_memory_gb", "peak_memory_rank")}
+    assert evaluation.too_large(V3) is None
+
+
+# The verb and its page.
+
+
+def test_plan_recommends_and_draws(tmp_path: Path) -> None:
+    flags = ["--model", DENSE, "--hardware", "h100", "--gpus", 8, "--global-batch", 16, "--sequence", 1024]
+    fixed = ["--set", "tp=1", "--set", "microbatch_size=1", "--set", "ranks=2", "--workers", 1]
+    run = simpipe("plan", *flags, *fixed, "--json", "--out", "p.csv", "--out", "p.html", "--out", "p.png", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    table = tables.read(tmp_path / "p.csv").rows
+    assert [row["place"] for row in table[:3]] == [1, 2, 3]
+    assert table[0]["why"] == "the best"
+    assert (
+        found["recommended"][0]["step_time_s"]
+        == table[0]["step_time_s"]
+        == min(row["step_time_s"] for row in table if row["status"] == "ok")
+    )
+    page = (tmp_path / "p.html").read_text()
+    assert "http-equiv" in page
+    assert 'src="http' not in page
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "plan needs --model"),
+        (["--deadline", 3], "--deadline and --budget are for training on --tokens; give them"),
+        (["--max-memory", 1], "candidates is left"),
+        (["--set", "tp=7"], "no layout of 8 GPUs is possible"),
+        (["--set", "tpp=7"], "unknown key 'tpp'; did you mean tp?"),
+        (["--out", "x.pdf"], "x.pdf is no table by its ending '.pdf'"),
+    ],
+)
+def test_wrong_plans_are_one_sentence(flags: list[Any], sentence: str, tmp_path: Path) -> None:
+    asked = (
+        ["--model", DENSE, "--hardware", "h100", "--gpus", 8, "--global-batch", 8, "--sequence", 1024] if flags else []
+    )
+    run = simpipe("plan", *asked, "--set", "microbatch_size=1", *flags, cwd=tmp_path)
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1), run.stderr
+    assert sentence in run.stderr
+
+
+def test_the_front_of_rows_leaves_out_what_does_not_fit() -> None:
+    figures = [("ok", 3, 10), ("ok", 2, 20), ("ok", 4, 20), ("too large", 1, 90), ("ok", 2, 20), ("ok", 9, 1)]
+    rows = [{"status": s, "step_time_s": float(t), "peak_memory_gb": float(m)} for s, t, m in figures]
+    assert results.front(rows) == [1, 0, 5]
+
+
+def test_users_text_cannot_leave_its_script(tmp_path: Path) -> None:
+    row = {"note": "</script><script>alert(1)</script>", "costs": "F=1,I=1,W=1", "schedule": "1f1b", "ranks": 2,
+           "microbatches": 2}  # fmt: skip
+    rows = [row | evaluation.evaluated(row), row | {"note": "x"} | evaluation.evaluated(row)]
+    results.write(rows, list(row), "t", tmp_path / "r.html")
+    assert "<script>alert" not in (tmp_path / "r.html").read_text()
