@@ -21,7 +21,10 @@ from simpipe.simulator.trace import simulate
 from simpipe.simulator.views import results
 
 DENSE = "layers=12,hidden=1024,heads=16,ffn=4096,vocab=32000"
-MOE = "layers=8,hidden=1024,heads=16,vocab=32000,experts=16,topk=4,expert_ffn=512,shared_experts=1,ffn=4096,dense_layers=1"
+MOE = (
+    "layers=8,hidden=1024,heads=16,vocab=32000,experts=16,topk=4,expert_ffn=512,"
+    "shared_experts=1,ffn=4096,dense_layers=1"
+)
 GIVEN = {
     "model": DENSE, "hardware": "a100", "gpus": 8, "global_batch": 16, "sequence": 1024, "overlap": "within-slot",
     "layers": "balanced",
