@@ -22,8 +22,6 @@ from simpipe.simulator.views.html import page
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-ENDINGS = (".html", ".png", ".svg")
-
 TIMELINES = 8
 """Rows of the front, and fastest ones, whose timelines a page keeps."""
 
