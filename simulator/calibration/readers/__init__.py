@@ -24,6 +24,11 @@ def read(source: str, classes: Classes) -> Timings:
     known = [import_module(f"{__name__}.{name}") for name in modules]
     for module in known:
         if module.recognises(head):
-            return module.read(path, data, classes)  # type: ignore[no-any-return]
+            try:
+                return module.read(path, data, classes)  # type: ignore[no-any-return]
+            except UnicodeDecodeError as error:
+                raise TimingsError(f"{path}: is no text where it should be: {error.reason}") from None
+            except OverflowError as error:
+                raise TimingsError(f"{path}: a number in it is too large: {error}") from None
     formats = "; ".join(module.FORMAT for module in known)
     raise TimingsError(f"{path}: is none of the formats that are read: {formats}")
