@@ -567,6 +567,15 @@ class TestWhatIf:
             np.testing.assert_allclose(start, trace.slot_start[order], rtol=0, atol=1e-11 * trace.makespan)
         assert opened.page.inner_text("#exact") == ""
 
+    def test_sliders_move_by_keyboard(self, opened: Opened, dualpipe: Trace, page_of: Any) -> None:
+        opened.open(page_of(dualpipe), "#whatif=F:1.2")
+        opened.page.focus("#slider-W")
+        opened.page.keyboard.press("ArrowRight")
+        opened.drawn()
+        settings = opened.view()["whatif"]
+        assert settings["F"] == 1.2
+        assert 1 < settings["W"] < 1.2
+
     def test_the_outcome_is_told_and_restored(self, opened: Opened, dualpipe: Trace, page_of: Any) -> None:
         opened.open(page_of(dualpipe), "#whatif=F:1.5")
         told = opened.page.inner_text("#outcome")

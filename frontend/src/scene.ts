@@ -218,6 +218,7 @@ function fillPixels(pixels: Uint32Array, shares: Shares, theme: Theme, raster: R
     let filled = 0;
     let line = lines - cut;
     for (let k = 0; k <= size; k++) {
+      if (k < size && bands[column * size + k] === 0) continue;
       if (k < size) filled += bands[column * size + k];
       const until = k < size ? Math.max(skip, lines - Math.round(filled * lines)) : skip;
       const colour = k < size ? theme.bandPixels[k] : theme.causePixels[cause[column] < 0 ? CAUSES.length : cause[column]];

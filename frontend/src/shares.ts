@@ -66,27 +66,24 @@ export function sharesOf(run: Run, sums: Sums, rank: number, from: number, to: n
 function addBands(run: Run, sums: Sums, rank: number, from: number, width: number, shares: Shares): void {
   const { first, start, end, word } = run.slots;
   const last = first[rank + 1];
-  const previous = new Float64Array(BANDS.length);
-  const now = new Float64Array(BANDS.length);
-  let slot = firstAbove(end, from, first[rank], last);
-  for (let column = 0; column <= shares.columns; column++) {
-    const time = from + column * width;
-    while (slot < last && end[slot] <= time) slot++;
-    for (let k = 0; k < BANDS.length; k++) now[k] = sums.byBand[k]?.[slot + rank] ?? 0;
-    if (slot < last && start[slot] < time) {
-      const part = time - start[slot];
-      if (word[slot] === PAIR) {
-        now[band.get(F)!] += part / 2;
-        now[band.get(B)!] += part / 2;
-      } else now[band.get(word[slot])!] += part;
-    }
-    if (column > 0) {
-      for (let k = 0; k < BANDS.length; k++) {
-        shares.bands[(column - 1) * BANDS.length + k] = (now[k] - previous[k]) / width;
+  const halves = [band.get(F)!, band.get(B)!];
+  const begin = firstAbove(end, from, first[rank], last);
+  sums.byBand.forEach((sum, k) => {
+    if (!sum) return;
+    let slot = begin;
+    let previous = 0;
+    for (let column = 0; column <= shares.columns; column++) {
+      const time = from + column * width;
+      while (slot < last && end[slot] <= time) slot++;
+      let now = sum[slot + rank];
+      if (slot < last && start[slot] < time) {
+        if (word[slot] === PAIR) now += halves.includes(k) ? (time - start[slot]) / 2 : 0;
+        else if (BANDS[k] === word[slot]) now += time - start[slot];
       }
+      if (column > 0) shares.bands[(column - 1) * BANDS.length + k] = (now - previous) / width;
+      previous = now;
     }
-    previous.set(now);
-  }
+  });
 }
 
 function addCauses(run: Run, sums: Sums, rank: number, from: number, width: number, shares: Shares): void {
