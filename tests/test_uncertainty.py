@@ -86,3 +86,10 @@ def test_given_costs_have_no_interval() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--draws needs a model" in done.stderr
+
+
+def test_a_curve_says_what_its_fit_said_whatever_was_assumed_beside() -> None:
+    """The H100's exchange has an assumed figure first."""
+    fit = load_cluster("h100").fitted("exchange")
+    assert (fit.points, fit.residual) == (812, 0.082)
+    assert load_cluster("h100").fitted("gpu.memory_bound").residual == 0

@@ -265,7 +265,8 @@ class Cluster:
 
     def fitted(self, curve: str) -> Fitted:
         """What a fit said of a curve, by its key path (`gpu.gemm.bf16`); nothing where nobody fitted it."""
-        return next((f.fitted for key, f in self.figures.items() if key.startswith(f"{curve}.")), Fitted())
+        said = [f.fitted for key, f in self.figures.items() if key.startswith(f"{curve}.")]
+        return next((fitted for fitted in said if fitted.points), Fitted())
 
     def peak(self, format: str) -> float:
         """Dense peak FLOP/s in a number format."""
