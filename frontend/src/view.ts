@@ -32,7 +32,7 @@ export function toFragment(view: View, first: View): string {
   if (view.top) parts.push(`y=${Math.round(view.top)}`);
   if (view.open.size) parts.push(`open=${[...view.open].join(",")}`);
   if (view.selected) parts.push(`${view.selected.what}=${view.selected.run}.${view.selected.index}`);
-  for (const flag of ["path", "patterns", "differences"] as const) if (view[flag]) parts.push(flag);
+  for (const flag of ["path", "patterns", "differences"] as const) if (view[flag]) parts.push(`${flag}=1`); // a bare name would be that of an element to scroll to
   if (view.focus.run !== first.focus.run || view.focus.rank !== first.focus.rank) {
     parts.push(`rank=${view.focus.run}.${view.focus.rank}`);
   }
