@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from simpipe.simulator.costs import collectives
 from simpipe.simulator.costs.cluster import Cluster, ClusterError, load_cluster
-from simpipe.simulator.costs.collectives import NOTHING, Exchange, expert_spread, seconds
+from simpipe.simulator.costs.collectives import NOTHING, Exchange, expert_spread, nvlink_bandwidth, seconds
 from simpipe.simulator.costs.exchange_kernels import KernelSetting, Spread
 
 H100, H800, A100 = load_cluster("h100"), load_cluster("h800"), load_cluster("a100")
@@ -210,6 +210,23 @@ def test_a_group_is_spread_evenly_over_its_nodes() -> None:
     assert collectives.all_to_all(H100, 12 * MB, 12)[1:3] == pytest.approx((6 * MB, 5 * MB))
     nvl72 = load_cluster("gb200-nvl72")
     assert collectives.all_gather(nvl72, 64 * MB, 64)[1:3] == pytest.approx((0, 63 * MB))
+
+
+def test_pairs_that_links_of_their_own_join_have_no_more_than_those() -> None:
+    """MI300X: 64 GB/s to each of 7 peers, so a pair has a seventh of what eight GPUs have."""
+    mesh = load_cluster("mi300x")
+    pair = 64e9 * mesh.node.nvlink.efficiency
+    assert mesh.node.nvlink.bandwidth_per_direction == 7 * 64e9
+    for ranks in (2, 4, 8):
+        gathered = collectives.all_gather(mesh, 800 * MB, ranks)
+        moving = 800 * MB * (ranks - 1) / ranks / ((ranks - 1) * pair)
+        assert seconds(mesh, gathered) - gathered.latency == pytest.approx(moving)
+    sent = collectives.point_to_point(mesh, MB, 0, 1)
+    assert seconds(mesh, sent) - sent.latency == pytest.approx(MB / pair)
+    assert collectives.slowed(mesh, sent) == pytest.approx(7)
+    assert collectives.slowed(H100, collectives.point_to_point(H100, MB, 0, 1)) == 1
+    few, free = (nvlink_bandwidth(machine, 3) for machine in (mesh, H100))
+    assert (few, free) == (pytest.approx(3 * pair), nvlink_bandwidth(H100))
 
 
 def test_latency_of_collectives_by_hand() -> None:

@@ -58,6 +58,7 @@ Cache = Annotated[float, Dimension(1e5, 1e11, _BYTES)]
 Overhead = Annotated[float, Dimension(0, 1e9, {"bytes": 1.0})]
 Bandwidth = Annotated[float, Dimension(1e6, 1e14, {"GB/s": 1e9, "TB/s": 1e12, "Gbit/s": 1e9 / 8})]
 HostBandwidth = Annotated[float | None, Dimension(1e9, 1e14, {"GB/s": 1e9, "TB/s": 1e12})]
+PairBandwidth = Annotated[float | None, Dimension(1e6, 1e14, {"GB/s": 1e9, "TB/s": 1e12})]
 Price = Annotated[float | None, Dimension(0, 1e5, {"USD/GPU-hour": 1.0})]
 
 
@@ -131,13 +132,15 @@ class Gpu:
 class Nvlink:
     """A GPU's fast links together (NVLink, Infinity Fabric), and how many GPUs they join: without `domain_gpus`, a
     node's. `efficiency` is the share of the bandwidth that large transfers reach, `in_switch_efficiency` bytes/s of an
-    all-reduce that the switches add up (NVLS) over the bandwidth; 0 where they cannot."""
+    all-reduce that the switches add up (NVLS) over the bandwidth; 0 where they cannot. `pair_bandwidth_per_direction`:
+    of a pair of GPUs that links of their own join; None where switches give any pair all."""
 
     bandwidth_per_direction: Bandwidth
     latency: Seconds
     efficiency: Ratio
     domain_gpus: Count
     in_switch_efficiency: Share = 0.0
+    pair_bandwidth_per_direction: PairBandwidth = None
 
 
 @dataclass(frozen=True)

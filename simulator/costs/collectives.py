@@ -58,9 +58,11 @@ def network_bandwidth(cluster: Cluster) -> float:
     return network.nics_per_gpu * network.bandwidth_per_direction * network.efficiency
 
 
-def nvlink_bandwidth(cluster: Cluster) -> float:
-    """Bytes/s per direction that a GPU's NVLink reaches."""
-    return cluster.node.nvlink.bandwidth_per_direction * cluster.node.nvlink.efficiency
+def nvlink_bandwidth(cluster: Cluster, peers: int | None = None) -> float:
+    """Bytes/s per direction that a GPU's NVLink reaches; towards so many `peers`, where each has a link of its own."""
+    nvlink = cluster.node.nvlink
+    pair, whole = nvlink.pair_bandwidth_per_direction, nvlink.bandwidth_per_direction
+    return (whole if pair is None or peers is None else min(whole, max(1, peers) * pair)) * nvlink.efficiency
 
 
 def capacities(cluster: Cluster) -> dict[str, float]:
@@ -85,6 +87,12 @@ def seconds(cluster: Cluster, exchange: Exchange) -> float:
     """Time alone: NIC and NVLink parts are pipelined."""
     both = exchange.network_bytes + exchange.nvlink_bytes
     return exchange.latency + max(_moving(cluster, exchange), both / exchange.rate_limit)
+
+
+def slowed(cluster: Cluster, exchange: Exchange) -> float:
+    """How many times as long as its slowest link it takes by its rate limit, at least once."""
+    moving, both = _moving(cluster, exchange), exchange.network_bytes + exchange.nvlink_bytes
+    return max(1.0, both / exchange.rate_limit / moving) if moving else 1.0
 
 
 def behind(first: Exchange, second: Exchange) -> Exchange:
@@ -224,7 +232,7 @@ def _expert_exchange(
         return NOTHING
     leaf, spine = network * _scattered(group.nodes, group.leaf), network * _scattered(group.nodes, group.spine)
     crossing = _moving(cluster, Exchange(0.0, network, 0.0, math.inf, leaf, spine))
-    links = network / crossing if crossing else math.inf, nvlink_bandwidth(cluster)
+    links = network / crossing if crossing else math.inf, nvlink_bandwidth(cluster, group.on_node - 1)
     run = exchange_kernels.run(cluster.exchange, way, links, tokens, payload, spread, setting)
     latency = cluster.exchange.wait + exchange_kernels.floor(cluster.exchange, way, group.nodes)
     if group.nodes > group.leaf:  # the floor was timed within one
@@ -273,7 +281,7 @@ def all_to_all(cluster: Cluster, size: float, group: int, apart: int = 1) -> Exc
         leaf = changing + leaf / rails
     exchange = Exchange(0.0, network, nvlink, math.inf, leaf, spine)
     across = _across(cluster, float(leaf > 0)) if nodes > 1 else 0.0
-    return _filled(cluster, int(on_node > 1), across, exchange)
+    return _filled(cluster, int(on_node > 1), across, exchange, on_node - 1)
 
 
 def broadcast(cluster: Cluster, size: float, group: int, apart: int = 1) -> Exchange:
@@ -296,7 +304,7 @@ def point_to_point(cluster: Cluster, size: float, source: int, target: int, widt
     each = math.gcd(domain, source, target)
     pairs = [((gpu + source) // domain, (gpu + target) // domain) for gpu in range(0, width, each)]
     if all(own == other for own, other in pairs):
-        return _filled(cluster, 1, 0.0, Exchange(0.0, 0.0, size))
+        return _filled(cluster, 1, 0.0, Exchange(0.0, 0.0, size), 1)
     leaf, spine = (
         size * sum(own // under != other // under for own, other in pairs) / len(pairs) for under in _reach(cluster)
     )
@@ -304,7 +312,7 @@ def point_to_point(cluster: Cluster, size: float, source: int, target: int, widt
     if _rail(cluster, source) != _rail(cluster, target):
         nvlink, leaf = (size, leaf) if network.planes > 1 else (0.0, size)
     exchange = Exchange(0.0, size, nvlink, math.inf, leaf, spine)
-    return _filled(cluster, int(nvlink > 0), _across(cluster, float(leaf > 0)), exchange)
+    return _filled(cluster, int(nvlink > 0), _across(cluster, float(leaf > 0)), exchange, 1)
 
 
 def _ring(cluster: Cluster, size: float, group: _Group, passes: int) -> Exchange:
@@ -320,7 +328,7 @@ def _round(cluster: Cluster, group: _Group, steps: tuple[int, int], network: flo
     """Bytes passed on from node to node, of which one a leaf passes them to the next leaf."""
     leaf, spine = _in_turn(group.nodes, group.leaf), _in_turn(group.nodes, group.spine)
     exchange = Exchange(0.0, network, nvlink, math.inf, network * leaf, network * spine)
-    return _filled(cluster, steps[0], steps[1] * _across(cluster, leaf), exchange)
+    return _filled(cluster, steps[0], steps[1] * _across(cluster, leaf), exchange, group.on_node - 1)
 
 
 def _tree(cluster: Cluster, size: float, group: _Group) -> Exchange:
@@ -330,13 +338,18 @@ def _tree(cluster: Cluster, size: float, group: _Group) -> Exchange:
     network, nvlink = 2 * size / group.on_node, 2 * size * (group.on_node - 1) / group.on_node
     leaf, spine = _in_turn(group.nodes, group.leaf), _in_turn(group.nodes, group.spine)
     exchange = Exchange(0.0, network, nvlink, math.inf, network * leaf, network * spine)
-    return _filled(cluster, 2 * (group.on_node - 1), across, exchange)
+    return _filled(cluster, 2 * (group.on_node - 1), across, exchange, group.on_node - 1)
 
 
-def _filled(cluster: Cluster, hops: int, across: float, exchange: Exchange) -> Exchange:
-    """With the latency of NVLink `hops`, that of the network (`across`), and of filling the pipeline."""
-    if exchange.network_bytes + exchange.nvlink_bytes == 0:
+def _filled(cluster: Cluster, hops: int, across: float, exchange: Exchange, peers: int | None = None) -> Exchange:
+    """With the latency of NVLink `hops`, that of the network (`across`), and of filling the pipeline; no faster than
+    NVLink to so many `peers`."""
+    both = exchange.network_bytes + exchange.nvlink_bytes
+    if both == 0:
         return NOTHING
+    towards = nvlink_bandwidth(cluster, peers)
+    if exchange.nvlink_bytes and towards < nvlink_bandwidth(cluster):
+        exchange = exchange._replace(rate_limit=min(exchange.rate_limit, towards * both / exchange.nvlink_bytes))
     floor, hop, fill = vars(cluster.collectives).values()
     filling = math.sqrt(fill / nvlink_bandwidth(cluster) * _moving(cluster, exchange))
     return exchange._replace(latency=floor + hops * hop + across + 2 * filling)

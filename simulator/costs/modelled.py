@@ -449,7 +449,7 @@ class ModelledCosts:
             numbers.weight[graph.route.start[first + index] + np.array(link)] = weight
 
     def _fill_messages(self, graph: Graph, numbers: Numbers) -> None:
-        """By the ranks at both ends and the micro-batch's length."""
+        """By the ranks at both ends and the micro-batch's length. One that its rate limits fills its links as long."""
         program, message, kinds = graph.program, np.flatnonzero(graph.message), self._message_kinds
         to, length = program.action_rank[graph.partner[message]], self._tokens(program)[graph.action[message]]
         found, which = np.unique(np.stack([graph.rank[message], to, length], -1), axis=0, return_inverse=True)
@@ -460,6 +460,7 @@ class ModelledCosts:
         most = np.array([max(exchange.network_bytes, exchange.nvlink_bytes) for exchange in sent])
         moved = [collectives.link_bytes(exchange) for exchange in sent]
         weights = np.array([[part[kind] for kind in kinds] for part in moved]).reshape(-1, len(kinds)) / most[:, None]
+        weights *= np.array([collectives.slowed(self.cluster, exchange) for exchange in sent])[:, None]
         which = which.reshape(-1)
         numbers.latency[message] = np.array([exchange.latency for exchange in sent])[which]
         numbers.work[message] = most[which]
