@@ -48,13 +48,14 @@ def main() -> None:
     random = np.random.default_rng(0)
     rates = np.exp(random.normal(0, 0.5, (LAYERS, SEQUENCES, ROUTER.experts)))
     seeds = random.integers(0, 2**63, LAYERS, dtype=np.uint64)
-    slow, _ = best(lambda: computed(rates[:COMPUTED], random), 2)
-    slow *= LAYERS / COMPUTED
-    print(f"affinities computed       {1 / slow:6.2f} steps/s")
+    slow, slow_cpu = (seconds * LAYERS / COMPUTED for seconds in best(lambda: computed(rates[:COMPUTED], random), 3))
+    print(f"affinities computed       {1 / slow:6.2f} steps/s, {slow_cpu:.3f} s of CPU")
     for threads in (1, 2):
         route(ROUTER, rates, 1, seeds, threads)
         wall, cpu = best(lambda threads=threads: route(ROUTER, rates, TOKENS, seeds, threads))  # type: ignore[misc]
-        print(f"drawn, {threads} threads        {1 / wall:8.2f} steps/s, {slow / wall:4.0f} x, {cpu:.3f} s of CPU")
+        print(
+            f"drawn, {threads} threads        {1 / wall:8.2f} steps/s, {cpu:.3f} s of CPU, {slow_cpu / cpu:.0f} x less"
+        )
     gate = Gate(ROUTER, LAYERS, Affinities(), workers=2)
     steps = gate.run(STRATEGIES["bias+sequence"], 100, Sample(SEQUENCES, TOKENS), 0.0, 1.0)
     wall, cpu = best(lambda: next(steps), 20)

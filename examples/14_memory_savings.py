@@ -12,4 +12,4 @@ scenario = Scenario.read(Path(__file__).parent / "deepseek_v3.yaml", global_batc
 for row in savings.to_dict(savings.table(scenario)):
     peak, saved = row["peak_bytes"] / 1e9, row["saved_bytes"] / 1e9
     host = f", {row['host_bytes'] / 1e9:.1f} GB on the host" if row["host_bytes"] else ""
-    print(f"{row['saving']:<32} {peak:6.1f} GB  {saved:5.1f} GB less  {1e3 * row['costs_s']:+5.0f} ms{host}")
+    print(f"{row['saving']:<32} {peak:4.0f} GB  {saved:5.1f} GB less, a step takes {row['step_time_s']:.1f} s{host}")

@@ -12,6 +12,5 @@ from simpipe.simulator.scenario import Scenario
 scenario = Scenario.read(Path(__file__).parent / "deepseek_v3.yaml", global_batch=4096)
 for row in ablation.to_dict(ablation.table(scenario, balance=None)):
     memory = f"{row['peak_bytes'] / 1e9:.0f} GB" + ("" if row["fits"] else ", too much")
-    print(
-        f"{row['off'] or 'nothing':<21} {row['instead']:<52} {row['step_time_s']:.2f} s {row['costs']:+6.1%}  {memory}"
-    )
+    step = f"{row['step_time_s']:.1f} s {row['costs']:+5.0%}"
+    print(f"{row['off'] or 'nothing':<21} {row['instead']:<52} {step}  {memory}")

@@ -247,87 +247,6 @@ def _second(
 
 
 @numba.njit(cache=True, nogil=True)
-def _route(
-    topk: int, groups: int, limit: int, judged: int, rates: Floats, tokens: int, seeds: Words, edges: Floats,
-    heights: Floats, counts: Ints,
-) -> None:  # fmt: skip
-    layers, sequences, experts = rates.shape
-    if judged == 0:
-        groups = limit = 1
-    size = experts // groups
-    ahead, stride = min(2, size), max(topk, judged, 2)
-    table, stack = np.empty(experts, np.int64), np.empty(size, np.int64)
-    left, total = np.empty(size), np.empty(groups)
-    times, found = np.empty((2, groups, BATCH)), np.empty((2, groups, BATCH), np.int64)
-    score, place = np.empty((groups, BATCH)), np.empty((groups, BATCH), np.int64)
-    own_times, own_found = np.empty(limit * stride), np.empty(limit * stride, np.int64)
-    have, rest = np.empty(limit, np.int64), np.empty(limit)
-    chosen, at, head = np.empty(limit, np.int64), np.empty(limit, np.int64), np.empty(limit)
-    for layer in range(layers):
-        state = seeds[layer]
-        for sequence in range(sequences):
-            rate, count = rates[layer, sequence], counts[layer, sequence]
-            for g in range(groups):
-                a = g * size
-                total[g] = _alias(rate[a : a + size], table[a : a + size], left, stack)
-            for begin in range(0, tokens, BATCH):
-                n = min(BATCH, tokens - begin)
-                for g in range(groups):
-                    a, b = g * size, (g + 1) * size
-                    state = _first(
-                        state, rate[a:b], total[g], table[a:b], edges, heights, times[0, g, :n], found[0, g, :n]
-                    )  # fmt: skip
-                    if ahead == 2:
-                        state = _second(
-                            state, rate[a:b], total[g], table[a:b], edges, heights, times[0, g, :n],
-                            found[0, g, :n], times[1, g, :n], found[1, g, :n], left,
-                        )  # fmt: skip
-                _judge(judged, times, score, place, n)
-                for i in range(n):
-                    taking = 0
-                    for g in range(groups):
-                        if place[g, i] < limit:
-                            chosen[taking], at[taking], have[taking] = g * size, 0, ahead
-                            rest[taking] = total[g]
-                            for number in range(ahead):
-                                expert = g * size + found[number, g, i]
-                                own_times[taking * stride + number] = times[number, g, i]
-                                own_found[taking * stride + number] = expert
-                                rest[taking] -= rate[expert]
-                            head[taking] = times[0, g, i]
-                            taking += 1
-                    for number in range(topk):  # the earliest arrivals of the chosen groups
-                        best = 0
-                        for one in range(1, limit):
-                            best = one if head[one] < head[best] else best
-                        start, now = best * stride, at[best]
-                        count[own_found[start + now]] += 1
-                        now += 1
-                        at[best] = now
-                        if now < have[best]:
-                            head[best] = own_times[start + now]
-                        elif now == size:
-                            head[best] = np.inf
-                        elif number < topk - 1:
-                            first = chosen[best]
-                            state += GOLDEN
-                            word = _mixed(state)
-                            layer_of = np.intp(word & LOW8)
-                            x = float(np.int64((word >> S8) & LOW28)) * UNIT28 * edges[layer_of]
-                            expert = first + _drawn((word >> S36) * np.uint64(size), table, first)
-                            if x >= edges[layer_of + 1]:
-                                state, x = _tail(state, word, edges, heights)
-                            if _has(own_found, start, start + now, expert):
-                                state, expert = _other(
-                                    state, first, size, rate, table, own_found, start, start + now
-                                )  # fmt: skip
-                            own_found[start + now] = expert
-                            have[best] = now + 1
-                            head[best] += x / max(rest[best], rate[expert])
-                            rest[best] -= rate[expert]
-
-
-@numba.njit(cache=True, nogil=True)
 def _judge(judged: int, times: Floats, score: Floats, place: Ints, n: int) -> None:
     """How many groups come before each, for each of n tokens: of those with the smaller product of times."""
     groups = len(score)
@@ -341,3 +260,101 @@ def _judge(judged: int, times: Floats, score: Floats, place: Ints, n: int) -> No
                 later = np.int64(score[before, i] <= score[g, i])
                 place[g, i] += later
                 place[before, i] += 1 - later
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _take(
+    state: np.uint64, token: int, topk: int, limit: int, size: int, ahead: int, stride: int, times: Floats, found: Ints,
+    place: Ints, rate: Floats, total: Floats, table: Ints, edges: Floats, heights: Floats, own_times: Floats,
+    own_found: Ints, rest: Floats, head: Floats, chosen: Ints, at: Ints, count: Ints,
+) -> np.uint64:  # fmt: skip
+    """A token's experts, added to `count`: the earliest arrivals of the groups it may take, drawn on where they end.
+
+    own_times, own_found: (limit x stride,) arrivals of each of those groups. rest: rate of its experts that are not
+    there. head: time of its next arrival, at: that one's number; chosen: its first expert.
+    """
+    taking = 0
+    for g in range(len(total)):
+        if place[g, token] < limit:
+            chosen[taking] = g * size
+            at[taking] = 0
+            left = total[g]
+            for number in range(ahead):
+                expert = g * size + found[number, g, token]
+                own_times[taking * stride + number] = times[number, g, token]
+                own_found[taking * stride + number] = expert
+                left -= rate[expert]
+            rest[taking] = left
+            head[taking] = times[0, g, token]
+            taking += 1
+    for number in range(topk):
+        best = 0
+        for one in range(1, limit):
+            best = one if head[one] < head[best] else best
+        start, now = best * stride, at[best]
+        count[own_found[start + now]] += 1
+        now += 1
+        at[best] = now
+        if now < ahead:
+            head[best] = own_times[start + now]
+        elif now == size:
+            head[best] = np.inf
+        elif number < topk - 1:
+            first = chosen[best]
+            state += GOLDEN
+            word = _mixed(state)
+            layer = np.intp(word & LOW8)
+            x = float(np.int64((word >> S8) & LOW28)) * UNIT28 * edges[layer]
+            expert = first + _drawn((word >> S36) * np.uint64(size), table, first)
+            if x >= edges[layer + 1]:
+                state, x = _tail(state, word, edges, heights)
+            if _has(own_found, start, start + now, expert):
+                state, expert = _other(state, first, size, rate, table, own_found, start, start + now)
+            own_found[start + now] = expert
+            head[best] += x / max(rest[best], rate[expert])
+            rest[best] -= rate[expert]
+    return state
+
+
+@numba.njit(cache=True, nogil=True)
+def _route(
+    topk: int, groups: int, limit: int, judged: int, rates: Floats, tokens: int, seeds: Words, edges: Floats,
+    heights: Floats, counts: Ints,
+) -> None:  # fmt: skip
+    """Layers one after the other, sequences in batches of tokens: arrivals, then which groups, then which experts."""
+    layers, sequences, experts = rates.shape
+    if judged == 0:
+        groups = limit = 1
+    size = experts // groups
+    ahead, stride = min(2, size), max(topk, 2)
+    table, stack = np.empty(experts, np.int64), np.empty(size, np.int64)
+    left, total = np.empty(size), np.empty(groups)
+    times, found = np.empty((2, groups, BATCH)), np.empty((2, groups, BATCH), np.int64)
+    score, place = np.empty((groups, BATCH)), np.empty((groups, BATCH), np.int64)
+    own_times, own_found = np.empty(limit * stride), np.empty(limit * stride, np.int64)
+    rest, head = np.empty(limit), np.empty(limit)
+    chosen, at = np.empty(limit, np.int64), np.empty(limit, np.int64)
+    for layer in range(layers):
+        state = seeds[layer]
+        for sequence in range(sequences):
+            rate, count = rates[layer, sequence], counts[layer, sequence]
+            for g in range(groups):
+                a, b = g * size, (g + 1) * size
+                total[g] = _alias(rate[a:b], table[a:b], left, stack)
+            for begin in range(0, tokens, BATCH):
+                n = min(BATCH, tokens - begin)
+                for g in range(groups):
+                    a, b = g * size, (g + 1) * size
+                    own, drawn = times[:, g, :n], found[:, g, :n]
+                    state = _first(state, rate[a:b], total[g], table[a:b], edges, heights, own[0], drawn[0])
+                    if ahead == 2:
+                        state = _second(
+                            state, rate[a:b], total[g], table[a:b], edges, heights, own[0], drawn[0], own[1], drawn[1],
+                            left,
+                        )  # fmt: skip
+                _judge(judged, times, score, place, n)
+                for token in range(n):
+                    state = _take(
+                        state, token, topk, limit, size, ahead, stride, times, found, place, rate, total, table, edges,
+                        heights, own_times, own_found, rest, head, chosen, at, count,
+                    )  # fmt: skip
