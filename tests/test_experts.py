@@ -173,6 +173,25 @@ def test_balanced_placement_and_redundant_experts_even_out_ranks() -> None:
     assert worst["balanced", 64] < worst["balanced", 0] < worst["contiguous", 0]
 
 
+@pytest.mark.parametrize("way", placement.WAYS)
+def test_a_copy_lies_on_another_rank(way: str) -> None:
+    """Else it would take no tokens off its rank. 8 experts and 4 copies on 4 ranks: of the busiest, one on each."""
+    placed = placement.place(np.array([80, 1, 1, 5, 1, 1, 1, 1]), 4, 1, 4, way)
+    hands = placed.expert.reshape(4, 3)
+    assert [len(set(hand)) for hand in hands.tolist()] == [3, 3, 3, 3]
+    assert (hands == 0).sum(1).tolist() == [1, 1, 1, 1]
+    if way == "contiguous":
+        assert all({2 * rank, 2 * rank + 1} <= set(hand) for rank, hand in enumerate(hands.tolist()))
+
+
+def test_more_copies_than_ranks_are_refused() -> None:
+    """Of 256 experts in 8 groups of 8 ranks, each has 7 other ranks."""
+    loads = np.arange(256)
+    assert (np.bincount(placement.place(loads, 64, 8, 256 * 7, "balanced").expert) == 8).all()
+    with pytest.raises(SimpipeError, match="redundant experts are 0 to 1792"):
+        placement.place(loads, 64, 8, 256 * 7 + 64, "balanced")
+
+
 def test_the_fullest_rank_is_found_with_the_shares_of_its_experts() -> None:
     loads = np.array([[4, 0, 1, 1], [1, 1, 1, 1]])
     found = placement.fullest(loads, [placement.place(row, 2) for row in loads])

@@ -1,9 +1,10 @@
 """Placement: on which ranks of the expert-parallel group experts lie, some of them more than once.
 
-A rank has equally many places. `contiguous`: experts in the order of their numbers, as they are trained; further
-places go to the busiest. `balanced`: the busiest experts are copied (each copy takes an equal share of the tokens) and
-dealt, the heaviest first, to the rank that has least and a place left. Where groups of node-limited routing lie on
-whole nodes, an expert stays on its group's ranks, so that the limit keeps its meaning.
+A rank has equally many places, as far as they go one for an expert. The busiest experts are copied, and each copy takes
+an equal share of the tokens. `contiguous`: experts lie in the order of their numbers, as they are trained, and only the
+copies are dealt: the heaviest first, to the rank that has least and a place left. `balanced`: all are dealt so. Where
+groups of node-limited routing lie on whole nodes, an expert stays on its group's ranks, so that the limit keeps its
+meaning.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ def place(loads: Ints | Floats, ranks: int, groups: int = 1, redundant: int = 0,
     experts = len(loads)
     if way not in WAYS:
         raise SimpipeError(f"--placement is {way!r}; it is {' or '.join(WAYS)}")
-    if redundant < 0 or redundant > experts * (ranks - 1):
-        raise SimpipeError(f"redundant experts are 0 to {experts * (ranks - 1)}, not {redundant}")
+    parts = groups if ranks % groups == 0 and experts % groups == 0 and redundant % groups == 0 else 1
+    most = experts * (ranks // parts - 1)
+    if not 0 <= redundant <= most:
+        raise SimpipeError(f"redundant experts are 0 to {most}, one on each rank of an expert's group, not {redundant}")
     if (experts + redundant) % ranks:
         raise SimpipeError(f"{experts} + {redundant} redundant experts are not a multiple of ep = {ranks} ranks")
-    parts = groups if ranks % groups == 0 and experts % groups == 0 and redundant % groups == 0 else 1
     size = experts // parts
     found = []
     for part in range(parts):
         own = np.asarray(loads[part * size : (part + 1) * size], float)
         copies = _copies(own, redundant // parts, ranks // parts)
-        numbers = np.repeat(np.arange(size), copies)
-        order = numbers if way == "contiguous" else numbers[_dealt(own[numbers] / copies[numbers], ranks // parts)]
+        order = _dealt(own / copies, copies, ranks // parts, way == "contiguous")
         found.append((part * size + order, 1.0 / copies[order]))
     return Placed(np.concatenate([e for e, _ in found]), np.concatenate([s for _, s in found]), ranks)
 
@@ -67,17 +68,28 @@ def _copies(loads: Floats, redundant: int, most: int) -> Ints:
     return copies
 
 
-def _dealt(loads: Floats, ranks: int) -> Ints:
-    """(items,) indices in the order of ranks: the heaviest first to the rank that has least and a place left."""
-    places = len(loads) // ranks
-    heap = [(0.0, rank) for rank in range(ranks)]
+def _dealt(each: Floats, copies: Ints, ranks: int, in_order: bool) -> Ints:
+    """(places,) experts in the order of ranks, from the load of a copy of each and how many there are; in_order: one
+    of each lies where its number says. No rank has two copies of an expert while another one has a place."""
+    places = int(copies.sum()) // ranks
     hands: list[list[int]] = [[] for _ in range(ranks)]
-    for item in np.argsort(-loads, kind="stable").tolist():
+    if in_order:
+        for expert in range(len(each)):
+            hands[expert * ranks // len(each)].append(expert)
+    left = np.repeat(np.arange(len(each)), copies - in_order)
+    heap = [(float(each[hand].sum()), rank) for rank, hand in enumerate(hands) if len(hand) < places]
+    heapq.heapify(heap)
+    for expert in left[np.argsort(-each[left], kind="stable")].tolist():
+        passed = []
+        while len(heap) > 1 and expert in hands[heap[0][1]]:
+            passed.append(heapq.heappop(heap))
         held, rank = heapq.heappop(heap)
-        hands[rank].append(item)
+        hands[rank].append(expert)
         if len(hands[rank]) < places:
-            heapq.heappush(heap, (held + float(loads[item]), rank))
-    return np.array([item for hand in hands for item in sorted(hand)], np.int64)
+            passed.append((held + float(each[expert]), rank))
+        for waiting in passed:
+            heapq.heappush(heap, waiting)
+    return np.array([expert for hand in hands for expert in sorted(hand)], np.int64)
 
 
 class Fullest(NamedTuple):
