@@ -83,6 +83,15 @@ def test_an_optimizer_on_the_cpu_waits_for_the_gradients_and_the_barrier() -> No
     assert trace.makespan > run()[1].makespan
 
 
+def test_averages_of_weights_that_the_cpu_updates_are_not_copied() -> None:
+    """The master weights are in the host's memory; the optimizer's own 4 + 2 bytes a parameter are all that moves."""
+    costs, trace = run(optimizer_device="cpu", averages="cpu")
+    shard = costs.updated(trace.program, 0).parameters
+    own = spans(trace)
+    assert "averages.copy" not in own
+    assert own["averages.update"] == (0.0, pytest.approx(12 * shard * 8 / 614e9))
+
+
 def test_both_engines_agree_on_what_the_host_does() -> None:
     for keys in ({"averages": "cpu"}, {"averages": "cpu", "optimizer_device": "cpu"}):
         small = keys | {"global_batch": 16}

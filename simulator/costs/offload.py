@@ -1,7 +1,8 @@
 """Offload: what a GPU keeps in its host's memory and updates there, and what that moves over PCIe each step.
 
 Moving averages of the weights are copied out once a step and updated by the CPU, beside the step: the copy is of what
-the optimizer wrote last, so both must be done before it writes again. An optimizer on the CPU gets its shard of the
+the optimizer wrote last, so both must be done before it writes again; weights that it wrote on the CPU are there
+already. An optimizer on the CPU gets its shard of the
 gradients once they are reduced; once all ranks' are, it updates, and the new weights come back. The CPU's part is bound
 by its memory, of which each GPU has its share of the node's; every GPU works on the shard that it would update itself.
 """
@@ -62,7 +63,8 @@ def syncs(cluster: Cluster, parallel: Parallel, rank: int, shard: Shard) -> list
     found = []
     if parallel.averages == "cpu":
         source = parallel.master_bytes or shard.working_bytes
-        found.append(_copy("averages.copy", rank, OUT, shard.parameters * source))
+        if parallel.optimizer_device == "gpu":
+            found.append(_copy("averages.copy", rank, OUT, shard.parameters * source))
         touched = source + 2 * AVERAGE_BYTES
         found.append(_update(cluster, "averages.update", rank, shard.parameters * touched))
     if parallel.optimizer_device == "cpu":
