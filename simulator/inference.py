@@ -1,7 +1,8 @@
 """Inference: what attention's cache takes, and what bounds the time of a decoded token; bounds, so at peak rates.
 
 A GPU decodes `batch` requests, each a token a step, and holds all layers: attention and dense layers split over tp
-GPUs, experts over ep. Memory: every weight that a step uses and the whole cache are read once. Compute: matrix
+GPUs, experts over ep. Memory: every weight that a step uses and the whole cache are read once; of an embedding that
+is not the head too, that is a row for each token. Compute: matrix
 products in the weights' format, attention over the cache in bf16; MLA attends in its latent space, with the up-
 projections absorbed into queries and outputs (arXiv 2405.04434, section 2.1.2). Exchange: each token goes to its
 experts, the shared ones too, and comes back, each copy by itself, over NVLink where the group is within one domain
@@ -157,7 +158,8 @@ def _whole(model: Model) -> Stage:
 
 def _decode(serving: Serving, weights: memory.Weights, cache_bytes: float) -> Decode:
     model, cluster = serving.model, serving.cluster
-    read = weights.dense_bytes + weights.expert_bytes * _used(serving) + cache_bytes
+    dense = weights.dense_bytes - _unread(serving)
+    read = dense + weights.expert_bytes * _used(serving) + cache_bytes
     operations = [o for index in range(model.layers) for o in model.layer(index).operations] + list(model.head)
     products = sum(operation.flops(0.0) for operation in operations)
     core = sum(_attended(serving, operation) for operation in operations if isinstance(operation, Core))
@@ -167,6 +169,15 @@ def _decode(serving: Serving, weights: memory.Weights, cache_bytes: float) -> De
         compute=serving.batch / serving.tp * compute,
         exchange=_exchange(serving),
     )
+
+
+def _unread(serving: Serving) -> float:
+    """Bytes of the embedding's rows that no token of a step looks up, each token another one; its table is bf16."""
+    model = serving.model
+    if model.tied_head:
+        return 0.0
+    rows = max(0, model.vocabulary - serving.batch)
+    return rows * model.hidden * BYTES_PER_ELEMENT["bf16"] / serving.tp
 
 
 def _used(serving: Serving) -> float:
