@@ -154,12 +154,12 @@ def test_messages_take_nvlink_within_a_domain_and_the_nic_between() -> None:
 
 def test_a_message_takes_as_long_as_its_pairs_own_link_lets_it() -> None:
     """MI300X joins GPUs in pairs: of its 7 links one leads to the receiver."""
-    given = costs("llama3-8b", gpus=8, global_batch=16, cluster=load_cluster("mi300x"))
+    given = costs("llama3-8b", gpus=8, tp=2, global_batch=16, cluster=load_cluster("mi300x"))
     trace = simulate(program("1f1b", ranks=4, microbatches=given.parallel.microbatches), given)
-    message = np.flatnonzero(trace.graph.message)[0]
-    taken = trace.end[message] - trace.start[message] - trace.loads.latency[0, message]
+    message = np.flatnonzero(trace.graph.message)
+    taken = (trace.end - trace.start - trace.loads.latency[0])[message]
     link = 64e9 * given.cluster.node.nvlink.efficiency
-    assert taken == pytest.approx(trace.loads.work[0, message] / link)
+    assert taken.min() == pytest.approx(trace.loads.work[0, message[0]] / link)  # others share it with collectives
 
 
 def test_engines_agree_where_switches_are_oversubscribed() -> None:
