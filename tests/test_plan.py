@@ -37,7 +37,7 @@ def rows() -> st.SearchStrategy[dict[str, Any]]:
         {
             "model": st.sampled_from([DENSE, MOE]),
             "hardware": st.sampled_from(["a100", "h800", "b200"]),
-            "stack": st.sampled_from(["fused", "megatron-2021", "eager"]),
+            "stack": st.sampled_from(["fused", "megatron-2021", "torchtitan-eager"]),
             "schedule": st.sampled_from(list(catalogue())),
             "ranks": st.sampled_from([1, 2, 4]),
             "tp": st.sampled_from([1, 2]),

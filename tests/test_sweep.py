@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_batch import DENSE, V3, simpipe
+from test_batch import DENSE, EXAMPLES, V3, simpipe
 
 from simpipe.simulator import case as cases
 from simpipe.simulator import slots
@@ -213,3 +213,27 @@ def test_what_is_shared_changes_no_figure() -> None:
     assert run(rows) == alone
     evaluation._of_scenario.cache_clear()
     assert run(rows[::-1]) == alone[::-1]
+
+
+def test_the_example_tells_what_the_megatron_papers_do() -> None:
+    """Interleaving helps small batches most, recomputation trades time for memory, TP stays within the node."""
+    read = sweep.read(EXAMPLES / "sweep_gpt3.yaml")
+    job, pruned = sweep.job_of(read)
+    committed = tables.read(EXAMPLES / "sweep_gpt3.csv")
+    assert len(committed.rows) == job.count
+    assert committed.columns[: len(job.columns)] == job.columns
+    assert pruned == {"`tp <= gpus_per_node`": 24}
+    base = read.grid.base | {"ranks": 8, "tp": 8, "recompute": ["selective"]}
+
+    def step(**change: Any) -> dict[str, Any]:
+        return evaluation.figures(base | change)
+
+    gains = [
+        step(schedule="1f1b", global_batch=batch)["step_time_s"]
+        / step(schedule="interleaved-1f1b", global_batch=batch)["step_time_s"]
+        for batch in (128, 1536)
+    ]
+    assert gains[0] > 1.15 > 1.05 > gains[1] > 1.01
+    kept, again = (step(schedule="1f1b", global_batch=128, recompute=some) for some in ([], ["full"]))
+    assert again["step_time_s"] > 1.2 * kept["step_time_s"]
+    assert again["activations_gb"] < 0.1 * kept["activations_gb"]

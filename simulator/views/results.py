@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from simpipe.simulator.files import atomic
 from simpipe.simulator.planning.evaluation import trace_of
@@ -33,7 +33,8 @@ FIGURES = (
 
 
 def front(rows: Sequence[Row]) -> list[int]:
-    """Which rows fit and have none that is at least as good in step time, memory and GPUs, the fastest first."""
+    """Which rows fit and have none of their batch that is at least as good in step time, memory and GPUs, the fastest
+    first."""
 
     def merits(number: int) -> tuple[float, float, float]:
         row = rows[number]
@@ -42,9 +43,40 @@ def front(rows: Sequence[Row]) -> list[int]:
     fitting = [number for number, row in enumerate(rows) if row.get("status") == "ok" and row.get("step_time_s")]
     found: list[int] = []
     for number in sorted(fitting, key=lambda n: (merits(n), n)):
-        if not any(all(a <= b for a, b in zip(merits(other), merits(number), strict=True)) for other in found):
+        alike = [other for other in found if _batch(rows[other]) == _batch(rows[number])]
+        if not any(all(a <= b for a, b in zip(merits(other), merits(number), strict=True)) for other in alike):
             found.append(number)
     return found
+
+
+def _batch(row: Row) -> tuple[Any, Any]:
+    return row.get("global_batch"), row.get("sequence")
+
+
+class Group(NamedTuple):
+    """Rows of equal GPUs and batch that are drawn in one colour: (GB, seconds, row number) of each and of the front."""
+
+    name: str
+    points: list[tuple[float, float, int]]
+    line: list[tuple[float, float, int]]
+
+
+def groups(rows: Sequence[Row], best: Sequence[int]) -> tuple[str, list[Group]]:
+    """What fits, and what the seconds are of: a step, or a million tokens where batches differ."""
+    fits = [number for number, row in enumerate(rows) if row.get("status") == "ok" and row.get("peak_memory_gb")]
+    batches = {_batch(rows[number]) for number in fits}
+    per_token = len(batches) > 1 and all(rows[number].get("tokens_per_s") for number in fits)
+
+    def point(number: int) -> tuple[float, float, int]:
+        row = rows[number]
+        return row["peak_memory_gb"], 1e6 / row["tokens_per_s"] if per_token else row["step_time_s"], number
+
+    found = []
+    for gpus, batch in sorted({(rows[n].get("gpus") or 0, _batch(rows[n])) for n in fits}, key=str):
+        some = [n for n in fits if ((rows[n].get("gpus") or 0), _batch(rows[n])) == (gpus, batch)]
+        name = (f"{gpus} GPUs" if gpus else "rows") + (f", {batch[0]} sequences a step" if len(batches) > 1 else "")
+        found.append(Group(name, [point(n) for n in some], sorted(point(n) for n in best if n in set(some))))
+    return "s a million tokens" if per_token else "step time, s", found
 
 
 def write(rows: Sequence[Row], columns: Sequence[str], title: str, path: Path) -> None:
@@ -103,27 +135,22 @@ def figure(rows: Sequence[Row], best: Sequence[int]) -> go.Figure:
     """Step time over memory of what fits, the front as a line; a number of GPUs is a colour."""
     import plotly.graph_objects as go
 
-    fits = [number for number, row in enumerate(rows) if row.get("status") == "ok" and row.get("peak_memory_gb")]
     chart = go.Figure(layout=document.LAYOUT)
-    for place, gpus in enumerate(sorted({rows[number].get("gpus") or 0 for number in fits})):
-        some = [number for number in fits if (rows[number].get("gpus") or 0) == gpus]
+    title, found = groups(rows, best)
+    for place, group in enumerate(found):
+        colour = COLOURS[place % len(COLOURS)]
+        memory, seconds, numbers = zip(*group.points, strict=True)
         chart.add_scatter(
-            x=[rows[number]["peak_memory_gb"] for number in some],
-            y=[rows[number]["step_time_s"] for number in some],
-            customdata=some,
-            mode="markers",
-            name=f"{gpus} GPUs" if gpus else "rows",
-            marker={"size": 7, "color": COLOURS[place % len(COLOURS)], "opacity": 0.55},
+            x=memory, y=seconds, customdata=numbers, mode="markers", name=group.name,
+            marker={"size": 7, "color": colour, "opacity": 0.55},
             hovertemplate="row %{customdata}: %{y:.4g} s, %{x:.1f} GB<extra></extra>",
-        )
-        line = sorted((rows[n]["peak_memory_gb"], rows[n]["step_time_s"]) for n in best if n in set(some))
+        )  # fmt: skip
         chart.add_scatter(
-            x=[x for x, _ in line], y=[y for _, y in line], mode="lines", hoverinfo="skip",
-            name=f"front{f' of {gpus} GPUs' if gpus else ''}",
-            line={"shape": "hv", "color": COLOURS[place % len(COLOURS)], "width": 1.5},
+            x=[x for x, _, _ in group.line], y=[y for _, y, _ in group.line], mode="lines", hoverinfo="skip",
+            name="front", line={"shape": "hv", "color": colour, "width": 1.5},
         )  # fmt: skip
     chart.update_layout(
-        height=380, xaxis_title="peak memory of the fullest GPU, GB", yaxis_title="step time, s", hovermode="closest"
+        height=380, xaxis_title="peak memory of the fullest GPU, GB", yaxis_title=title, hovermode="closest"
     )
     return chart
 
@@ -141,42 +168,33 @@ def _write_picture(rows: Sequence[Row], columns: Sequence[str], title: str, path
 
     best = front(rows)
     drawing, axes = plt.subplots(figsize=(8, 5), constrained_layout=True)
-    fits = [number for number, row in enumerate(rows) if row.get("status") == "ok" and row.get("peak_memory_gb")]
-    for place, gpus in enumerate(sorted({rows[number].get("gpus") or 0 for number in fits})):
+    label, found = groups(rows, best)
+    for place, group in enumerate(found):
         colour = COLOURS[place % len(COLOURS)]
-        some = [rows[number] for number in fits if (rows[number].get("gpus") or 0) == gpus]
-        axes.scatter(
-            *_points(some), s=16, color=colour, alpha=0.4, linewidths=0, label=f"{gpus} GPUs" if gpus else None
-        )
-        line = sorted(zip(*_points([rows[n] for n in best if (rows[n].get("gpus") or 0) == gpus]), strict=True))
-        axes.step([x for x, _ in line], [y for _, y in line], where="post", color=colour, lw=1.5)
-    _label(axes, rows, best)
+        memory, seconds, _ = zip(*group.points, strict=True)
+        axes.scatter(memory, seconds, s=16, color=colour, alpha=0.4, linewidths=0, label=group.name)
+        axes.step([x for x, _, _ in group.line], [y for _, y, _ in group.line], where="post", color=colour, lw=1.5)
+        _label(axes, rows, group)
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("peak memory of the fullest GPU, GB")
-    axes.set_ylabel("step time, s")
+    axes.set_ylabel(label)
     axes.spines[["top", "right"]].set_visible(False)
-    if any(row.get("gpus") for row in rows):
+    if found:
         axes.legend(frameon=False)
     with atomic(path) as draft:
         drawing.savefig(draft, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(drawing)
 
 
-def _points(rows: Iterable[Row]) -> tuple[list[float], list[float]]:
-    some = list(rows)
-    return [row["peak_memory_gb"] for row in some], [row["step_time_s"] for row in some]
-
-
-def _label(axes: Any, rows: Sequence[Row], best: Sequence[int], most: int = 8) -> None:
-    """Name the first rows of the front by what they differ in."""
-    keys = [key for key in NAMING if len({str(rows[number].get(key)) for number in best}) > 1]
-    for number in best[:most]:
+def _label(axes: Any, rows: Sequence[Row], group: Group, most: int = 8) -> None:
+    """Name the rows of a front by what they differ in."""
+    keys = [key for key in NAMING if len({str(rows[number].get(key)) for _, _, number in group.line}) > 1]
+    for memory, seconds, number in group.line[:most]:
         row = rows[number]
         text = " ".join(str(_cell(row.get(key))) if key in NAMED else f"{key}={_cell(row.get(key))}" for key in keys)
         axes.annotate(
-            text, (row["peak_memory_gb"], row["step_time_s"]), xytext=(5, 4), textcoords="offset points", fontsize=6.5,
-            color=palette.INK,
-        )  # fmt: skip
+            text, (memory, seconds), xytext=(5, 4), textcoords="offset points", fontsize=6.5, color=palette.INK
+        )
 
 
 NAMED = ("schedule", "recompute")
