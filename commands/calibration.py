@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from simpipe.commands.options import Json, print_json, words
-from simpipe.simulator.errors import OutputError, SimpipeError
+from simpipe.simulator.errors import SimpipeError
 
 
 def calibrate(
@@ -52,11 +52,10 @@ def calibrate(
     from simpipe.simulator.calibration import report
     from simpipe.simulator.files import atomic
     from simpipe.simulator.scenario import Scenario
+    from simpipe.simulator.views import check_endings
     from simpipe.simulator.yaml_file import yaml_text
 
-    for text in out or []:
-        if not text.lower().endswith((".toml", ".yaml", ".yml", ".html")):
-            raise OutputError(f"{text}: its ending names no format; a profile is .toml or .yaml, a report .html")
+    check_endings(out or [], (".toml", ".yaml", ".yml", ".html"))
     loaded = Scenario.read(scenario).load() if scenario else None
     found = calibrations.calibrate(sources, base, loaded, classes)
     for path in map(Path, out or []):

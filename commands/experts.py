@@ -81,7 +81,7 @@ def moe(
         raise SimpipeError("moe needs a model or a scenario: give --model, or a file")
     shape = load_model(chosen.model if chosen else str(model))
     router = study.router_of(shape)
-    ranks = layout.ep if layout else ep or math.gcd(router.experts, 64)
+    ranks = layout.ep if layout else math.gcd(router.experts, 64) if ep is None else ep
     placing = study.Placing(ranks, placement, redundant)
     if not 1 <= sequences <= max(tokens, 1) or tokens % sequences:
         raise SimpipeError(f"--tokens {tokens} is not a multiple of --sequences {sequences}")

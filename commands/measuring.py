@@ -118,6 +118,7 @@ def import_trace(
 
     drawn = [target for target in out or [] if not target.lower().endswith(".toml")]
     views.check(drawn)
+    views.check_endings([target for target in out or [] if target not in drawn], (".toml",))
     found = recorded.read(files, step, worker)
     figures = cases.figures_of(found.trace)
     for target in out or []:

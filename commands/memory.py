@@ -29,8 +29,8 @@ def kv(
 
     if model is None:
         raise SimpipeError("kv needs a model: give --model, as --model deepseek-v3")
-    shape, machine = load_model(model), load_cluster(hardware or "h800")
-    spread = ep or (shape.experts.routed if shape.experts else 1)
+    shape, machine = load_model(model), load_cluster("h800" if hardware is None else hardware)
+    spread = ep if ep is not None else shape.experts.routed if shape.experts else 1
     serving = inference.Serving(shape, machine, batch, context, spread, tp, weights, cache)
     found = inference.caches(serving)
     print_json([each.to_dict() for each in found]) if json else print("\n".join(views.text(serving, found)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.errors import SimpipeError, show
 
 if TYPE_CHECKING:
     from simpipe.simulator.scenario import Scenario
@@ -20,7 +20,7 @@ def whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+        raise typer.BadParameter(f"{show(text)} is not a whole number") from None
 
 
 def number(help: str, name: str | None = None) -> Any:
@@ -112,7 +112,7 @@ def inches(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a number of inches") from None
+        raise typer.BadParameter(f"{show(text)} is not a number of inches") from None
 
 
 Width = Annotated[

@@ -94,8 +94,8 @@ def sweep(
     if objective is not None:
         read = replace(read, objective=sweeps.objective_of(objective, "--objective"))
     job, pruned = sweeps.job_of(read)
-    if not json:
-        print("\n".join(f"pruned {line}" for line in sweeps.told(pruned)))
+    for line in [] if json else sweeps.told(pruned):
+        print(f"pruned {line}")
     run_job(job, out or ["results.csv"], executor, workers, json, {"pruned": dict(pruned)})
 
 
@@ -176,12 +176,14 @@ def run_job(
 
 
 def check_outs(outs: list[str]) -> None:
-    """Refuse outputs whose endings name no format, before anything is computed."""
+    """Refuse outputs whose endings name no format, or that have no folder, before anything is computed."""
+    from simpipe.simulator.files import check_place
     from simpipe.simulator.planning import tables
 
     for out in outs:
         if Path(out).suffix.lower() not in VIEWS:
             tables.ending_of(out, OutputError)
+        check_place(Path(out))
 
 
 def write_rows(out: str, columns: Iterable[str], rows: Iterable[dict[str, Any]], sheet: Sheet) -> None:

@@ -45,11 +45,13 @@ from simpipe.commands.options import (
     scenario_of,
     words,
 )
-from simpipe.simulator.errors import CostsError, ParallelError, ScheduleError, SimpipeError
+from simpipe.simulator.errors import CostsError, ParallelError, ScheduleError, SimpipeError, show
 
 if TYPE_CHECKING:
     from simpipe.simulator.case import Case
     from simpipe.simulator.trace import Trace
+
+MAX_DRAWS = 100_000
 
 
 def run(
@@ -89,13 +91,20 @@ def run(
     """
     flags = modelled_flags(locals())
     measured = Path(costs or "").suffix.lower() in (".parquet", ".csv")
+    if measured:
+        modelled = flags | {"scenario": scenario, "set": set, "draws": draws, "ranks": None, "chunks": None}
+        stray = [name for name, value in modelled.items() if value is not None]
+        if stray:
+            name = "a scenario" if stray[0] == "scenario" else f"--{stray[0].replace('_', '-')}"
+            raise SimpipeError(f"{name} is for modelled steps; --costs {costs} is replayed as it was measured")
+    name = "dualpipe" if schedule is None else schedule
     if predict is not None:
-        if not measured or step is not None or worker is not None or out:
-            raise SimpipeError("--predict takes a measured table as --costs, and no --step, --worker or --out")
-        prediction(schedule or "dualpipe", ranks, microbatches, chunks, str(costs), predict, seed, engine, json)
+        if not measured or step is not None or worker is not None or out or width is not None:
+            raise SimpipeError("--predict takes a measured table as --costs, and no --step, --worker, --out or --width")
+        prediction(name, ranks, microbatches, chunks, str(costs), predict, seed, engine, json)
         return
     if measured:
-        replay(schedule or "dualpipe", ranks, microbatches, chunks, str(costs), step, worker, engine, json, out or [])
+        replay(name, ranks, microbatches, chunks, str(costs), step, worker, engine, json, out or [], width)
         return
     if step is not None or worker is not None:
         raise SimpipeError("--step and --worker choose from a table of measured operations; give one with --costs")
@@ -104,17 +113,19 @@ def run(
     from simpipe.simulator.views import console
 
     views.check(out or [], width)
+    if draws is not None and not 0 <= draws <= MAX_DRAWS:
+        raise SimpipeError(f"--draws is {show(draws)}; it takes 0 to {MAX_DRAWS:,}")
     if scenario or model:
         case = cases.modelled(scenario_of(scenario, schedule, costs, microbatches, flags, set or []))
     else:
-        refuse_flags(flags, set or [])
-        case = cases.given(schedule or "dualpipe", ranks, microbatches, chunks, costs or "")
+        refuse_flags(flags | {"draws": draws}, set or [])
+        case = cases.given(name, ranks, microbatches, chunks, costs or "")
     trace, figures = cases.simulated(case, engine_of(engine))
+    sure = uncertainty(trace, case, draws, seed)
     program = case.program
     if not json and not out:
         out = [f"{program.name}-{program.ranks}x{program.microbatches}.html"]
     written = [path for target in out or [] for path in views.write(trace, target, width)]
-    sure = uncertainty(trace, case, draws, seed)
     if json:
         print_json(figures.to_dict() | sure)
     else:
@@ -126,10 +137,6 @@ def uncertainty(trace: Trace, case: Case, draws: int | None, seed: int) -> dict[
     from simpipe.simulator.costs.given import Costs
 
     if isinstance(case.costs, Costs):
-        if draws is not None:
-            raise SimpipeError(
-                "--draws needs a model on a machine whose profile was fitted; given costs have no spread"
-            )
         return {}
     from simpipe.simulator import uncertainty
 
@@ -142,9 +149,14 @@ def uncertainty(trace: Trace, case: Case, draws: int | None, seed: int) -> dict[
     }
 
 
+def _first(given: int | None, known: int) -> int:
+    """What an option gives, 0 too, or else what the file says."""
+    return known if given is None else given
+
+
 def replay(
     schedule: str, ranks: int | None, microbatches: int | None, chunks: int | None,
-    table: str, step: int | None, worker: int | None, engine: str, json: bool, out: list[str],
+    table: str, step: int | None, worker: int | None, engine: str, json: bool, out: list[str], width: float | None,
 ) -> None:  # fmt: skip
     """`run` over measured operations: every step and worker pipeline of the table, or the chosen ones."""
     from simpipe.simulator import case as cases
@@ -153,12 +165,12 @@ def replay(
     from simpipe.simulator.costs import measured
     from simpipe.simulator.trace import simulate
 
-    views.check(out)
+    views.check(out, width)
     if out and (step is None or worker is None):
         raise SimpipeError("--out draws one run of a measured table; choose it with --step and --worker")
     operations = measured.read(table)
     program = cases.given(
-        schedule, ranks or operations.stages, microbatches or operations.microbatches, chunks, ""
+        schedule, _first(ranks, operations.stages), _first(microbatches, operations.microbatches), chunks, ""
     ).program
     steps, workers = (None if chosen is None else [chosen] for chosen in (step, worker))
     result = replays.replay(program, operations, steps, workers, engine_of(engine))
@@ -177,7 +189,7 @@ def replay(
                 views.write_comparison([entry.row(1) for entry in entries], both, target)
                 written.append(Path(target))
             else:
-                written += views.write(trace, target)
+                written += views.write(trace, target, width)
     if json:
         print_json(result.to_dict())
     else:
@@ -196,7 +208,7 @@ def prediction(
     operations = measured.read(table)
     predicted = None if later == "second-half" else measured.read(later)
     program = cases.given(
-        schedule, ranks or operations.stages, microbatches or operations.microbatches, chunks, ""
+        schedule, _first(ranks, operations.stages), _first(microbatches, operations.microbatches), chunks, ""
     ).program
     found = prediction.predict(program, operations, predicted, seed, engine_of(engine))
     print_json(found.to_dict()) if json else print("\n".join(prediction.describe(found)))
@@ -251,7 +263,8 @@ def compare(
     for path in trace or []:
         found = recorded.read([path])
         traces[Path(path).name] = found.trace
-        ranks, microbatches = ranks or found.trace.program.ranks, microbatches or found.trace.program.microbatches
+        measured = found.trace.program
+        ranks, microbatches = _first(ranks, measured.ranks), _first(microbatches, measured.microbatches)
         if not schedule:
             traces[f"{Path(path).name}, replayed"] = found.replayed()
     for text in schedule or ([] if trace else schedules.catalogue()):

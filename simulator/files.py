@@ -10,6 +10,17 @@ from pathlib import Path
 from simpipe.simulator.errors import OutputError
 
 
+def check_place(path: Path) -> None:
+    """Refuse, before any work, a file whose folder is not there, or a folder in its place. Raises OutputError."""
+    try:
+        if not path.resolve().parent.is_dir():
+            raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")
+        if path.is_dir():
+            raise OutputError(f"{path} cannot be written: it is a folder; end it with / to fill it")
+    except OSError as error:  # a name that is too long
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A new file beside `path`, of the same ending, that takes its place at the end, or goes on an error.

@@ -295,7 +295,12 @@ def test_bad_and_good_rows_go_on_together(tmp_path: Path) -> None:
             "--executor: no Dask scheduler answers at tcp://localhost:1: Timed out trying to connect to "
             "tcp://localhost:1 after 3 s",
         ),
-        (["cases.csv", "--out", "no/r.csv"], "no/r.csv.journal cannot be written: No such file or directory"),
+        (["cases.csv", "--out", "no/r.csv"], "no/r.csv cannot be written: there is no folder no"),
+        (["cases.csv", "--out", "r.csv", "--out", "no/r.csv"], "no/r.csv cannot be written: there is no folder no"),
+        (["cases.csv", "--out", f"{'x' * 300}.csv"], f"{'x' * 300}.csv cannot be written: File name too long"),
+        (["cases.csv", "--workers", "0"], "--workers is 0; it takes 1 to 1,024 processes"),
+        (["cases.csv", "--workers", "-2"], "--workers is -2; it takes 1 to 1,024 processes"),
+        (["cases.csv", "--workers", "99999"], "--workers is 99999; it takes 1 to 1,024 processes"),
     ],
 )
 def test_wrong_usage_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:

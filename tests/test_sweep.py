@@ -73,7 +73,10 @@ def test_conditions(text: str, holds: bool) -> None:
         ("tq <= 8", "there is no 'tq'; there are tp, schedule"),
         ("tp <= schedule", "has no answer: '<=' not supported between instances of 'int' and 'str'"),
         ("0 divides tp", "has no answer: integer modulo by zero"),
-        (8, "a constraint is text, as `tp <= 8`, not '8'"),
+        (8, "a constraint is text, as `tp <= 8`, not 8"),
+        ("'a' * 1000000000 == tp", "has no answer: arithmetic takes numbers, not 'a'"),
+        ("tp * 1" + "0" * 400 + " / 3 > 1", "has no answer: integer division result too large for a float"),
+        ("-" * 600 + "tp < (", "... cannot be read; write it as `tp <= 8 and ep divides experts`"),
     ],
 )
 def test_a_wrong_condition_is_one_sentence(text: str, sentence: str) -> None:
@@ -123,6 +126,7 @@ def test_the_verb_prunes_counts_and_finds_the_best(tmp_path: Path) -> None:
         ("{grid: {tp: [8]}, alternatives: [{tp: 8}]}", "tp is both in alternatives and in grid; it takes one of them"),
         ("grid: {}", "holds nothing to sweep; give base and grid"),
         ("{grid: {tp: [1]}, objective: speed}", "objective must be one of step_time_s"),
+        ("{grid: {tp: [1]}, constraints: [tp <]}", "plan.yaml: constraint 'tp <' cannot be read"),
         ("{grid: {tp: [1]}, constraints: tp}", "constraints must be a list of conditions, as - tp <= 8"),
         (
             "grid: {tp: &a [1,2,3,4,5,6,7,8,9,10]}".replace("&a ", "")[:-1]
@@ -137,6 +141,20 @@ def test_a_wrong_plan_is_one_sentence(text: str, sentence: str, tmp_path: Path) 
         sweep.read(plan(tmp_path, text))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_condition_without_an_answer_names_the_plan(tmp_path: Path) -> None:
+    text = PLAN.replace("tp <= gpus_per_node", "tq <= gpus_per_node")
+    with pytest.raises(
+        ConstraintError, match=r"plan\.yaml: constraint 'tq <= gpus_per_node': there is no 'tq'; did you"
+    ):
+        sweep.job_of(sweep.read(plan(tmp_path, text)))
+
+
+def test_reasons_keep_their_commas(tmp_path: Path) -> None:
+    text = PLAN.replace("tp: [8, 16, 5]", "tp: [8, -1]")
+    _, pruned = sweep.job_of(sweep.read(plan(tmp_path, text)))
+    assert pruned["tp must be a whole number from N to N, not -N"] == 8
 
 
 def test_contradictory_constraints_say_what_they_exclude(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simpipe.simulator.errors import SimpipeError, nearest
+from simpipe.simulator.errors import SimpipeError, nearest, show
 
 MAX_LETTERS = 1_000
 
@@ -54,14 +54,14 @@ class Constraint:
     def parse(text: Any) -> Constraint:
         """Raises ConstraintError for what is no condition."""
         if not isinstance(text, str) or not text.strip() or len(text) > MAX_LETTERS:
-            raise ConstraintError(f"a constraint is text, as `tp <= 8`, not {str(text)[:40]!r}")
+            raise ConstraintError(f"a constraint is text, as `tp <= 8`, not {show(text)}")
         if "<<" in text:
-            raise ConstraintError(f"constraint {text!r}: << is not known here; write `divides`")
+            raise ConstraintError(f"constraint {show(text)}: << is not known here; write `divides`")
         try:
             tree = ast.parse(re.sub(r"\bdivides\b", "<<", text.strip()), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise ConstraintError(
-                f"constraint {text!r} cannot be read; write it as `tp <= 8 and ep divides experts`"
+                f"constraint {show(text)} cannot be read; write it as `tp <= 8 and ep divides experts`"
             ) from None
         _check(tree, text)
         names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
@@ -73,9 +73,11 @@ class Constraint:
             return bool(_value(self.tree, values))
         except KeyError as error:
             name = str(error.args[0])
-            raise ConstraintError(f"constraint {self.text!r}: there is no {name!r}; {nearest(name, values)}") from None
-        except (TypeError, ZeroDivisionError) as error:
-            raise ConstraintError(f"constraint {self.text!r} has no answer: {error}") from None
+            raise ConstraintError(
+                f"constraint {show(self.text)}: there is no {name!r}; {nearest(name, values)}"
+            ) from None
+        except (ArithmeticError, RecursionError, TypeError) as error:
+            raise ConstraintError(f"constraint {show(self.text)} has no answer: {error}") from None
 
 
 def _check(node: ast.AST, text: str) -> None:
@@ -83,10 +85,10 @@ def _check(node: ast.AST, text: str) -> None:
     for part in ast.walk(node):
         if not isinstance(part, (*known, ast.List, ast.Tuple, *_BINARY, *_UNARY, *_COMPARISONS)):
             raise ConstraintError(
-                f"constraint {text!r} holds {type(part).__name__}; it takes comparisons and arithmetic"
+                f"constraint {show(text)} holds {type(part).__name__}; it takes comparisons and arithmetic"
             )
         if isinstance(part, ast.Constant) and not isinstance(part.value, bool | int | float | str):
-            raise ConstraintError(f"constraint {text!r} holds {part.value!r}; it takes numbers and texts")
+            raise ConstraintError(f"constraint {show(text)} holds {part.value!r}; it takes numbers and texts")
 
 
 def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
@@ -100,7 +102,10 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.UnaryOp):
         return _UNARY[type(node.op)](_value(node.operand, values))
     if isinstance(node, ast.BinOp):
-        return _BINARY[type(node.op)](_value(node.left, values), _value(node.right, values))
+        left, right = _value(node.left, values), _value(node.right, values)
+        if not (isinstance(left, int | float) and isinstance(right, int | float)):  # text times a number may be huge
+            raise TypeError(f"arithmetic takes numbers, not {show(right if isinstance(left, int | float) else left)}")
+        return _BINARY[type(node.op)](left, right)
     if isinstance(node, ast.Compare):
         sides = [_value(part, values) for part in (node.left, *node.comparators)]
         pairs = zip(node.ops, sides, sides[1:], strict=False)

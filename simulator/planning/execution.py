@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from simpipe.simulator.errors import OutputError, SimpipeError
+from simpipe.simulator.errors import OutputError, SimpipeError, show
 from simpipe.simulator.planning.tables import Row
 
 CHUNK = 8
@@ -28,6 +28,9 @@ CHUNK = 8
 
 AHEAD = 3
 """Chunks under way for each worker."""
+
+MAX_WORKERS = 1024
+"""Local processes at most: each takes some 100 MB."""
 
 CONNECT_SECONDS = 3
 """For which a Dask scheduler is waited for."""
@@ -82,6 +85,8 @@ def executor_of(text: str, workers: int | None, rows: int) -> Iterator[tuple[Exe
     What was not begun when it closes is not done. Raises SimpipeError.
     """
     scheme, found, rest = text.partition("://")
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise SimpipeError(f"--workers is {show(workers)}; it takes 1 to {MAX_WORKERS:,} processes")
     if text == "local":
         count = workers or min(os.cpu_count() or 1, max(1, rows // (2 * CHUNK)))
         pool = local(count)

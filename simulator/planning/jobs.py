@@ -201,9 +201,9 @@ def summary(job: Job, tally: Tally) -> list[str]:
         lines.append(f"{tally.resumed} of them were there from a run before")
     if tally.best:
         value, number = tally.best
-        lines.append(
-            f"{COLUMNS[job.objective].better} {job.objective}: {value:.5g}, row {number + 1}: {_shown(job, number)}"
-        )
+        unlike = _shown(job, number)
+        row = f"row {number + 1}{': ' if unlike else ''}{unlike}"
+        lines.append(f"{COLUMNS[job.objective].better} {job.objective}: {value:.5g}, {row}")
     return lines
 
 

@@ -24,7 +24,7 @@ from simpipe.simulator.costs.model import SHAPE_KEYS
 from simpipe.simulator.efficiency import GB
 from simpipe.simulator.errors import SimpipeError, nearest, show
 from simpipe.simulator.planning import execution, jobs
-from simpipe.simulator.planning.constraints import Constraint
+from simpipe.simulator.planning.constraints import Constraint, ConstraintError
 from simpipe.simulator.planning.evaluation import COLUMNS, EXTRA_KEYS, scenario_of
 from simpipe.simulator.planning.jobs import Job
 from simpipe.simulator.planning.tables import Row
@@ -114,6 +114,10 @@ def read(path: str | Path) -> Plan:
     conditions = table.get("constraints") or []
     if not isinstance(conditions, list):
         raise SweepError(f"{path}: constraints must be a list of conditions, as - tp <= 8")
+    try:
+        parsed = [Constraint.parse(text) for text in conditions]
+    except ConstraintError as error:
+        raise ConstraintError(f"{path}: {error}") from None
     grid = Grid(base, sets, values)
     if not grid.columns:
         raise SweepError(f"{path} holds nothing to sweep; give base and grid")
@@ -122,7 +126,7 @@ def read(path: str | Path) -> Plan:
         raise SweepError(f"{path} makes {grid.count:,} combinations, and {most}")
     objective = objective_of(table.get("objective", "step_time_s"), f"{path}: objective")
     folder = os.path.abspath(Path(path).parent)
-    return Plan(str(path), folder, grid, [Constraint.parse(text) for text in conditions], objective)
+    return Plan(str(path), folder, grid, parsed, objective)
 
 
 def objective_of(name: Any, place: str) -> str:
@@ -151,7 +155,10 @@ def job_of(plan: Plan) -> tuple[Job, Counter[str]]:
     grid, pruned = plan.grid, Counter[str]()
     left = array("q")
     for number in range(grid.count):
-        reason = why_not(jobs.anchored_row(grid.row(number), plan.folder), plan.constraints)
+        try:
+            reason = why_not(jobs.anchored_row(grid.row(number), plan.folder), plan.constraints)
+        except ConstraintError as error:
+            raise ConstraintError(f"{plan.source}: {error}") from None
         if reason:
             pruned[reason] += 1
         else:
@@ -227,4 +234,4 @@ def _check_size(name: str, ranks: int, microbatches: int, chunks: int | None, op
 
 def without_numbers(sentence: str) -> str:
     """`gpus = 64 is not a multiple of ranks x tp = 3 x 8 = 24` without what differs from row to row."""
-    return re.sub(r"(?<![\w.])[0-9][0-9,.]*[0-9]*(?![\w])", "N", sentence)
+    return re.sub(r"(?<![\w.])[0-9]+(?:[.,][0-9]+)*(?!\w)", "N", sentence)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from simpipe.simulator.errors import OutputError
-from simpipe.simulator.files import atomic
+from simpipe.simulator.files import atomic, check_place
 from simpipe.simulator.trace import Trace
 
 DEFAULT_SET = ("timeline.html", "timeline.png", "tasks.csv", "trace.json.gz")
@@ -39,7 +39,7 @@ def check(targets: Sequence[str], width: float | None = None) -> None:
     for target in targets:
         if not _is_folder(target):
             ending(Path(target), writers())
-            _check_folder(Path(target))
+            check_place(Path(target))
 
 
 def check_comparison(targets: Sequence[str], width: float | None = None) -> None:
@@ -52,7 +52,7 @@ def check_endings(targets: Sequence[str], known: tuple[str, ...]) -> None:
     """The same for what is written as single files with one of some endings."""
     for target in targets:
         ending(Path(target), known)
-        _check_folder(Path(target))
+        check_place(Path(target))
 
 
 def write_comparison(
@@ -78,13 +78,6 @@ def _check_width(targets: Sequence[str], width: float | None) -> None:
     drawn = [t for t in targets if _is_folder(t) or t.lower().endswith(picture.ENDINGS)]
     if width is not None and not drawn:
         raise OutputError(f"a width is for pictures ({', '.join(picture.ENDINGS)}), and none is written")
-
-
-def _check_folder(path: Path) -> None:
-    if not path.resolve().parent.is_dir():
-        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")
-    if path.is_dir():
-        raise OutputError(f"{path} cannot be written: it is a folder; end it with / to fill it")
 
 
 def writers() -> dict[str, Writer]:
