@@ -144,10 +144,9 @@ def test_a_wrong_plan_is_one_sentence(text: str, sentence: str, tmp_path: Path) 
 
 
 def test_a_condition_without_an_answer_names_the_plan(tmp_path: Path) -> None:
-    text = PLAN.replace("tp <= gpus_per_node", "tq <= gpus_per_node")
-    with pytest.raises(
-        ConstraintError, match=r"plan\.yaml: constraint 'tq <= gpus_per_node': there is no 'tq'; did you"
-    ):
+    text = PLAN.replace("tp <= gpus_per_node", "tp <= gpus_a_node")
+    sentence = r"plan\.yaml: constraint 'tp <= gpus_a_node': there is no 'gpus_a_node'; did you mean gpus_per_node\?$"
+    with pytest.raises(ConstraintError, match=sentence):
         sweep.job_of(sweep.read(plan(tmp_path, text)))
 
 
