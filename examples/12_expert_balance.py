@@ -16,7 +16,7 @@ for name in ("none", "auxiliary", "bias", "bias+sequence"):
     gate = Gate(router, layers=4, affinities=Affinities(skew=0.05, topic=0.05, drift=0.0), seed=0)
     violation = [step.violation.mean() for step in gate.run(STRATEGIES[name], 200, Sample(16, 128), 0, batch)]
     loads = gate.microbatch(sequences=64, tokens=1024)
-    gpu = fullest(loads, [place(layer, ranks=64, groups=8) for layer in loads]).imbalance.mean()
+    gpu = fullest(loads, [place(layer, ranks=64, groups=8) for layer in loads]).mean()
     at = "  ".join(f"{violation[step]:.2f}" for step in (0, 99, 199))
     print(f"{name:<14} {at:>28} {gpu:>17.2f} x mean {gate.moved.mean():>14.3f}")
 

@@ -92,18 +92,7 @@ def _dealt(each: Floats, copies: Ints, ranks: int, in_order: bool) -> Ints:
     return np.array([expert for hand in hands for expert in sorted(hand)], np.int64)
 
 
-class Fullest(NamedTuple):
-    """Of each layer: (layers,) tokens of the fullest rank over the mean, and (layers, places) shares of its places."""
-
-    imbalance: Floats
-    shares: Floats
-
-
-def fullest(loads: Ints, placed: list[Placed]) -> Fullest:
-    """The rank that sets the pace in each layer, from (layers, experts) tokens and where each layer's experts lie."""
-    by_rank = [each.loads(tokens) for tokens, each in zip(loads, placed, strict=True)]
-    worst = [int(np.argmax(rank.sum(1))) for rank in by_rank]
-    rows = np.stack([rank[number] for rank, number in zip(by_rank, worst, strict=True)])
-    mean = np.array([rank.sum() / len(rank) for rank in by_rank])
-    total = rows.sum(1)
-    return Fullest(np.asarray(total / mean), rows / np.maximum(total, 1e-300)[:, None])
+def fullest(loads: Ints, placed: list[Placed]) -> Floats:
+    """(layers,) tokens of the fullest rank over the mean, from (layers, experts) tokens and where experts lie."""
+    by_rank = [each.loads(tokens).sum(1) for tokens, each in zip(loads, placed, strict=True)]
+    return np.array([rank.max() / rank.mean() for rank in by_rank])
