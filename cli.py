@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from io import TextIOWrapper
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from simpipe.commands import (
     calibration,
@@ -23,16 +24,28 @@ from simpipe.commands import (
 )
 from simpipe.simulator.errors import SimpipeError
 
+
+class Verbs(TyperGroup):
+    """Verbs listed with their whole first sentences, not the beginnings of them."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list, wrapped."""
+        verbs = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.get_short_help_str(1000)) for name, verb in verbs if verb])
+
+
 app = typer.Typer(
+    cls=Verbs,
     help="Simulate pipeline-parallel training: timelines, bubbles and why they are there, memory.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-tuning = typer.Typer(help="Find the best setting.", no_args_is_help=True)
-listing = typer.Typer(help="List what there is.", no_args_is_help=True)
-inspecting = typer.Typer(help="Show what a profile holds.", no_args_is_help=True)
+tuning = typer.Typer(cls=Verbs, help="Find the best setting.", no_args_is_help=True)
+listing = typer.Typer(cls=Verbs, help="List what there is.", no_args_is_help=True)
+inspecting = typer.Typer(cls=Verbs, help="Show what a profile holds.", no_args_is_help=True)
 
 app.command("run")(running.run)
 app.command("compare")(running.compare)
@@ -97,6 +110,10 @@ def main() -> None:
         sys.exit(done.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except MemoryError:
+        print("simpipe: there is not enough memory for this", file=sys.stderr)
+    except FileNotFoundError:  # files are told elsewhere, each by its name
+        print("simpipe: the current folder is not there any more", file=sys.stderr)
     except OSError as error:  # files are written elsewhere: this is standard output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # or the reader of a pipe has left

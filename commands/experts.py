@@ -79,7 +79,7 @@ def moe(
     layout = chosen.parallel if chosen else None
     if layout is None and model is None:
         raise SimpipeError("moe needs a model or a scenario: give --model, or a file")
-    shape = load_model(chosen.model if chosen else str(model))
+    shape = chosen.load().model if chosen else load_model(str(model))
     router = study.router_of(shape)
     ranks = layout.ep if layout else math.gcd(router.experts, 64) if ep is None else ep
     placing = study.Placing(ranks, placement, redundant)

@@ -221,6 +221,10 @@ BAD_FILES = {
         (f"run --costs {EXAMPLES}/operations.csv --ranks 0", "takes at least 1 of ranks, a whole number, not 0"),
         ("run --ranks " + "9" * 5000, "9... is not a whole number"),
         ("run --out " + "x" * 300 + ".html", ".html cannot be written: File name too long"),
+        ("moe --model deepseek-v3 --placement balenced", "--placement is 'balenced'; it is contiguous or balanced"),
+        ("moe --model deepseek-v3 --strategy none --strategy bais", "'bais'"),
+        ("moe --model deepseek-v3 --hardware h801", "'h801'; did you mean h800?"),
+        ("moe --model deepseek-v3 --seen nan", "--seen is nan; it takes tokens, 0 or more, as 14.3e12"),
         ("kv --model deepseek-v3 --ep 0", "ep must be a whole number from 1 to 1000000000, not 0"),
         ("calibrate absent.csv --out p.toml --out no/r.html", "no/r.html cannot be written: there is no folder no"),
         ("calibrate absent.csv --out p.txt", "p.txt: its ending names no format; there are .html, .toml"),
@@ -291,6 +295,30 @@ def test_profiles_are_listed_and_shown() -> None:
         row["key"] == "gpu.sms" and row["value"].startswith("132")
         for row in answer("show", "hardware", "h800", "--json")
     )
+
+
+def test_verbs_are_listed_with_whole_sentences() -> None:
+    for group in ((), ("list",), ("show",), ("tune",)):
+        printed = simpipe(*group, "--help").stdout
+        assert "..." not in printed.partition("Commands:")[2]
+        assert all(line.isspace() or len(line) <= 80 for line in printed.splitlines())
+    assert "its memory." in " ".join(simpipe("--help").stdout.split())
+
+
+def test_a_folder_that_is_gone_and_too_little_memory_are_told(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    sizes = "--gpus 8 --global-batch 8 --sequence 64 --schedule 1f1b"
+    asked = f"{sys.executable} -m simpipe run --model llama3-8b --hardware h800 --ranks 4 {sizes} --json"
+    gone = simpipe_in_shell(f"rmdir ../here && {asked}", tmp_path / "here")
+    assert (gone.returncode, gone.stderr) == (2, "simpipe: the current folder is not there any more\n")
+    (tmp_path / "endless.toml").symlink_to("/dev/zero")
+    asked = f"{sys.executable} -m simpipe run --costs endless.toml"
+    small = simpipe_in_shell(f"ulimit -v 1500000 && {asked}", tmp_path)
+    assert (small.returncode, small.stderr) == (2, "simpipe: there is not enough memory for this\n")
+
+
+def simpipe_in_shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, shell=True, capture_output=True, text=True, cwd=folder, check=False)
 
 
 def test_a_full_device_is_told() -> None:

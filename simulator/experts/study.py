@@ -13,6 +13,7 @@ the affinities assumed here, the fullest rank has 1.76 x. So exchanges, and what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -147,11 +148,11 @@ def run(
     """Run strategies by name. scenario: whose step each one's loads slow down. Raises SimpipeError."""
     router, layers = router_of(model), model.layers - model.dense_layers
     _check(plan, router)
+    placement.place(np.ones(router.experts), placing.ep, router.groups, placing.redundant, placing.way)
     histories = []
-    for name in strategies:
+    for name, strategy in [(name, _strategy(name)) for name in strategies]:  # a wrong one is told before any is run
         gate = Gate(router, layers, affinities, seed, workers)
-        told = _teller(progress, name)
-        histories.append(follow(gate, name, _strategy(name), *plan, progress=told))
+        histories.append(follow(gate, name, strategy, *plan, progress=_teller(progress, name)))
     return _study(model, router, plan, placing, histories, scenario)
 
 
@@ -218,3 +219,5 @@ def _check(plan: Plan, router: Router) -> None:
     for key, value in {"steps": plan.steps, "tokens": plan.sample.tokens, "sequences": plan.sample.sequences}.items():
         if not 1 <= value <= 10_000_000:
             raise SimpipeError(f"--{key} must be from 1 to 10000000, not {value}")
+    if not 0 <= plan.seen < math.inf:
+        raise SimpipeError(f"--seen is {plan.seen}; it takes tokens, 0 or more, as 14.3e12")
