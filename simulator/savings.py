@@ -33,12 +33,14 @@ WORDS = {
 @dataclass(frozen=True)
 class Row:
     """A saving. peak_bytes: of a GPU of each rank. host_bytes: of host memory that a GPU of the rank that needs most
-    does. hidden_s: seconds that the host's link and CPU work beside the step, on the rank where it is longest."""
+    does. pcie_bytes: what it moves over PCIe a step, both ways. hidden_s: seconds that the host's link and CPU work
+    beside the step, on the rank where it is longest."""
 
     saving: str
     step_time_s: float
     peak_bytes: tuple[float, ...]
     host_bytes: float
+    pcie_bytes: float
     hidden_s: float
     fits: bool
 
@@ -89,14 +91,15 @@ def _row(saving: str, scenario: Scenario) -> Row:
     assert figures.efficiency
     program, parallel = made.program, made.costs.parallel
     cluster, shards = made.costs.cluster, [made.costs.updated(program, rank) for rank in range(program.ranks)]
-    beside = (offload.syncs(cluster, parallel, rank, shard) for rank, shard in enumerate(shards))
+    hosted = [offload.syncs(cluster, parallel, rank, shard) for rank, shard in enumerate(shards)]
     rate = cluster.node.pcie_bandwidth_per_direction
     return Row(
         saving,
         trace.makespan,
         tuple(rank.peak_bytes for rank in figures.efficiency.memory_per_rank),
         max(offload.host_bytes(parallel, shard) for shard in shards),
-        max(sum(task.seconds + task.bytes / rate for sync, task in tasks if not sync.closing) for tasks in beside),
+        max(sum(task.bytes for _, task in tasks) for tasks in hosted),
+        max(sum(task.seconds + task.bytes / rate for sync, task in tasks if not sync.closing) for tasks in hosted),
         figures.efficiency.fits,
     )
 
@@ -113,6 +116,7 @@ def to_dict(rows: list[Row]) -> list[dict[str, Any]]:
                 "step_time_s": row.step_time_s,
                 "costs_s": row.step_time_s - before.step_time_s,
                 "host_bytes": row.host_bytes,
+                "pcie_bytes": row.pcie_bytes,
                 "host_busy_s": row.hidden_s,
                 "fits": row.fits,
                 "peak_bytes_per_rank": list(row.peak_bytes),

@@ -143,6 +143,15 @@ def test_savings_add_up_from_all_kept_to_the_scenario() -> None:
     assert table[-1]["host_bytes"] > table[-2]["host_bytes"] > 0 == table[0]["host_bytes"]
 
 
+def test_what_moves_over_pcie_in_a_step() -> None:
+    """Averages: 4 bytes of a master weight. An optimizer on the CPU: a gradient and a weight, and none for averages."""
+    keys = {"averages": "cpu", "optimizer_device": "cpu", "global_batch": 16}
+    none, averages, both = savings.table(Scenario.of(SMALL | keys))
+    costs, trace = run(**keys)
+    shard = max(costs.updated(trace.program, rank).parameters for rank in range(2))
+    assert [row.pcie_bytes / shard for row in (none, averages, both)] == [0, pytest.approx(4), pytest.approx(4 + 2)]
+
+
 def test_tables_shared_with_mtp_are_held_once() -> None:
     """DeepSeek-V3's rank 0 holds the first and the last stage: 2 tables of 129,280 x 7,168."""
     short = {"global_batch": 4096, "averages": "none"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from simpipe.simulator.views import console
 
-HEADER = ["saving", "fullest GPU", "saved", "step", "costs", "host memory", "host busy"]
+HEADER = ["saving", "fullest GPU", "saved", "step", "costs", "host memory", "over PCIe", "host busy"]
 
 
 def text(rows: list[dict[str, Any]]) -> list[str]:
@@ -17,7 +17,7 @@ def text(rows: list[dict[str, Any]]) -> list[str]:
         *console.table(HEADER, cells(rows)),
         "",
         f"in all {console.size(saved)} ({saved / first['peak_bytes']:.0%}) less on the fullest GPU, {cost:+.3f} s",
-        "! does not fit; host memory and busy: a GPU's share, of what the host keeps and does beside the step",
+        "! does not fit; a GPU's share of what the host keeps, gets and returns in a step, and does beside it",
     ]
 
 
@@ -31,6 +31,7 @@ def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
             f"{row['step_time_s']:.3f} s",
             "" if number == 0 else f"{1e3 * row['costs_s']:+.0f} ms",
             console.size(row["host_bytes"]) if row["host_bytes"] else "-",
+            console.size(row["pcie_bytes"]) if row["pcie_bytes"] else "-",
             f"{1e3 * row['host_busy_s']:.0f} ms" if row["host_busy_s"] else "-",
         ]
         for number, row in enumerate(rows)
