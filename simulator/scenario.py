@@ -70,6 +70,7 @@ KEYS = {
     "overlap": "what overlaps: nothing (serial), F and B of an F&B slot (none), other slots too (within-slot)",
     "gradient_overlap": "true or false: gradient reductions run beside backwards",
     "gather_overlap": "true or false: parameter gathers run beside forwards",
+    "keep_parameters": "true or false: ZeRO 3 keeps parameters from their first use in a step to its end",
     "expert_imbalance": "tokens of the fullest expert parallel GPU over the mean, at least 1",
     "layer_imbalance": "the same for each layer with experts, as a list, instead of one figure for all",
     "stragglers": "{rank: how many times as long its computation takes}",

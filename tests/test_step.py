@@ -117,6 +117,18 @@ def test_gathers_and_reductions_move_all_weights_once(model: str, overlap: bool)
         assert moved["reduce-scatter"] == pytest.approx(gradients * p.gradient_bytes)
 
 
+def test_zero_3_gathers_each_visit_unless_it_keeps_parameters() -> None:
+    """Kept, they are gathered once a step, as ZeRO 1 does, and are all there; not kept, once for each F and B."""
+    kept, not_kept, one = (
+        costs("llama3-8b", zero=z, keep_parameters=k) for z, k in ((3, True), (3, False), (1, False))
+    )
+    counts = [len(named(given, "all-gather")) for given in (kept, not_kept, one)]
+    assert counts[0] == counts[2]
+    assert counts[1] == 4 * 2 * one.parallel.microbatches
+    held = [given.static_bytes(order(given), 1)["parameters"] for given in (kept, not_kept, one)]
+    assert held[0] == held[2] > held[1] * one.parallel.dp * 0.99
+
+
 # The step's end.
 
 

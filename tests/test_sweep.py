@@ -184,6 +184,7 @@ def test_a_changed_plan_has_another_mark(tmp_path: Path) -> None:
 OTHER: dict[str, Any] = {
     "ranks": 8, "gpus": 1024, "global_batch": 64 * 128, "zero": 0, "master_bytes": 2, "moment_bytes": 4,
     "gradient_overlap": False, "gather_overlap": False, "stage_layers": "even",
+    "keep_parameters": True,
 }  # fmt: skip
 
 

@@ -228,7 +228,9 @@ def static(model: Model, parallel: Parallel, stages: Sequence[Stage], copies: in
     shard = _sharded(parallel, 1, copies, counts)
     states = parallel.master_bytes + 2 * parallel.moment_bytes if parallel.optimizer_device == "gpu" else 0
     found = {
-        "parameters": _sharded(parallel, 3, copies, (held.dense_bytes, held.expert_bytes)),
+        "parameters": _sharded(
+            parallel, 3 if parallel.gathers_each_visit else 4, copies, (held.dense_bytes, held.expert_bytes)
+        ),
         "gradients": _sharded(parallel, 2, 1, counts) * parallel.gradient_bytes,
         "optimizer": shard * states,
         "framework": FRAMEWORK_BYTES,
@@ -576,7 +578,7 @@ def _inner_gradients(operation: Operation, parallel: Parallel, kernels: Kernels)
 
 def _gathered(layer: Layer, parallel: Parallel) -> float:
     sizes = (_local_parameters(o, parallel) * _weight_bytes(o, parallel) for o in layer.operations)
-    return 2 * math.fsum(sizes) if parallel.zero >= 3 else 0.0
+    return 2 * math.fsum(sizes) if parallel.gathers_each_visit else 0.0
 
 
 def _buckets(layer: Layer, parallel: Parallel) -> float:

@@ -96,7 +96,7 @@ StageLayers = Annotated[
 
 OUTSIDE_SLOTS = {
     "ranks", "gpus", "global_batch", "zero", "master_bytes", "moment_bytes", "gradient_overlap", "gather_overlap",
-    "stage_layers",
+    "keep_parameters", "stage_layers",
 }  # fmt: skip
 """Fields of Parallel that say what a slot's layers are, or matter outside slots only: layouts that differ in nothing
 else run the same operations in a slot of the same layers."""
@@ -116,8 +116,9 @@ class Parallel:
     communication_warps: how the tasks of its kernels share warps. communication_chunk: tokens that one of its channels
     moves at once.
     overlap: what runs beside each other: nothing (serial); F and B of an F&B slot (none); other slots within themselves
-    too (within-slot). gradient_overlap, gather_overlap: whether
-    reductions of gradients run beside backwards, and gathers of parameters beside forwards.
+    too (within-slot). gradient_overlap, gather_overlap: whether reductions of gradients run beside backwards, and
+    gathers of parameters beside forwards. keep_parameters: whether ZeRO 3 keeps parameters once a step has gathered
+    them, instead of gathering them for each visit of a stage.
     averages: where moving averages of the weights are: none, gpu or cpu. optimizer_device: where the optimizer's state
     is and is updated: gpu or cpu. kept_format: of what products and activation functions keep for the backward: that
     of the products (compute), or bf16. shared_tables: whether MTP modules share embedding and head of their rank.
@@ -152,6 +153,7 @@ class Parallel:
     overlap: Annotated[str, one_of("serial", "none", "within-slot")] = "none"
     gradient_overlap: Switch = True
     gather_overlap: Switch = True
+    keep_parameters: Switch = False
     sequence_parallel: Switch = True
     averages: Annotated[str, one_of("none", "gpu", "cpu")] = "none"
     optimizer_device: Annotated[str, one_of("gpu", "cpu")] = "gpu"
@@ -212,6 +214,11 @@ class Parallel:
     def tokens(self) -> int:
         """Tokens of a micro-batch, over all its context and tensor parallel GPUs together."""
         return self.microbatch_size * self.sequence
+
+    @property
+    def gathers_each_visit(self) -> bool:
+        """Whether parameters are there only while their stage is at work."""
+        return self.zero == 3 and not self.keep_parameters
 
     def recomputes(self, part: str) -> bool:
         """Whether a part of RECOMPUTE is recomputed: by its name, as `selective` for `core`, or because all is."""

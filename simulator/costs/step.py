@@ -131,12 +131,12 @@ class Outside:
 
     def _gathers(self, rank: int, stage: int) -> Iterator[Timed]:
         """ZeRO 1 and 2: parameters once, pass by pass as the stage's first forward comes to them; before the rank's
-        first slot if that is not overlapped. ZeRO 3: before every F, I and B of the stage, fetched while the slot
-        before it runs."""
+        first slot if that is not overlapped. ZeRO 3: the same if it keeps them, else before every F, I and B of the
+        stage, fetched while the slot before it runs."""
         p, program, parts = self.parallel, self.program, self._parts(rank, stage)
         start, first = int(program.rank_start[rank]), int(self._first[rank, stage])
         whole = self._gather(stage, parts.values())
-        if p.zero == 3:
+        if p.gathers_each_visit:
             ahead = 2 if p.gather_overlap else 1
             needs = (program.action_rank == rank) & (program.stage == stage) & (program.kind != Kind.W)
             for slot in np.unique(program.action_slot[needs]).tolist():
