@@ -95,6 +95,9 @@ def version(
 
 def main() -> None:
     """Run the command line. A user's mistake is one sentence on stderr and exit status 2."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us: what is said is for nobody
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may not be of the terminal's letters

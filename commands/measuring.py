@@ -21,7 +21,7 @@ from simpipe.commands.options import (
     Tp,
     number,
     print_json,
-    setting,
+    settings_of,
     words,
 )
 from simpipe.simulator.errors import SimpipeError
@@ -53,7 +53,7 @@ def measure(
     """
     flags = {"sequence": sequence, "microbatch_size": microbatch_size, "tp": tp, "cp": cp, "ep": ep}
     given: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
-    given |= ({"precision": precision} if precision else {}) | dict(setting(text) for text in set or [])
+    given |= ({"precision": precision} if precision else {}) | settings_of(set or [])
     if not out.lower().endswith(".csv"):
         raise SimpipeError(f"--out {out}: a table of timings ends in .csv")
     try:

@@ -138,7 +138,7 @@ def scenario_of(
         raise SimpipeError("--costs gives costs by hand; it does not go with a model or a scenario")
     if microbatches is not None:
         raise SimpipeError("--microbatches follows from a model's --global-batch and GPUs; leave it out")
-    settled = dict(setting(text) for text in settings)
+    settled = settings_of(settings)
     for key, value in settled.items():
         if flags.get(key) is not None:
             raise SimpipeError(f"{key} is given twice: --{key.replace('_', '-')} {flags[key]} and --set {key}={value}")
@@ -152,6 +152,18 @@ def overlaps(settings: list[str]) -> list[tuple[str, list[str]]]:
     if any(text.partition("=")[0] == "overlap" for text in settings):
         return [("", [])]
     return [("", ["overlap=none"]), (" within-slot", ["overlap=within-slot"])]
+
+
+def settings_of(texts: list[str]) -> dict[str, Any]:
+    """What --set says, by key."""
+    found: dict[str, Any] = {}
+    for key, value in map(setting, texts):
+        if value is None:
+            raise SimpipeError(f"--set {key} has no value; write one, as {key}=1, or leave it out")
+        if key in found:
+            raise SimpipeError(f"--set {key} is given twice: {show(found[key])} and {show(value)}")
+        found[key] = value
+    return found
 
 
 def setting(text: str) -> tuple[str, Any]:

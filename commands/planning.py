@@ -20,7 +20,7 @@ from simpipe.commands.options import (
     Sets,
     number,
     print_json,
-    setting,
+    settings_of,
     words,
 )
 from simpipe.simulator.errors import OutputError, SimpipeError
@@ -136,7 +136,7 @@ def plan(
         if value is None:
             raise SimpipeError(f"plan needs --{key.replace('_', '-')}")
     given |= {"overlap": "within-slot", "layers": "balanced", "precision": precision, "token_budget": tokens}
-    given |= dict(setting(text) for text in set or [])
+    given |= settings_of(set or [])
     given = {key: value for key, value in given.items() if value is not None}
     if tokens is None and (deadline is not None or budget is not None):
         raise SimpipeError("--deadline and --budget are for training on --tokens; give them")

@@ -22,12 +22,13 @@ def validate(
     workers: Annotated[int | None, number("Processes to work in. Default: one a core.")] = None,
 ) -> None:
     """Predict published measurements and print the errors, family by family, beside other simulators'."""
-    from simpipe.simulator.errors import SimpipeError
+    from simpipe.simulator.errors import SimpipeError, show
     from simpipe.simulator.validation import page, report
     from simpipe.simulator.views import check_endings
 
-    if every < 1 or (workers is not None and workers < 1):
-        raise SimpipeError(f"--every and --workers are at least 1, not {min(every, workers or every)}")
+    for name, value in (("every", every), ("workers", workers)):
+        if value is not None and value < 1:
+            raise SimpipeError(f"--{name} is at least 1, not {show(value)}")
     check_endings([html] if html else [], page.ENDINGS)
     with _bar() as done:
         results = report.run(family or (), every, workers or os.cpu_count() or 1, done)

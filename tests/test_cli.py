@@ -221,6 +221,13 @@ BAD_FILES = {
         (f"run --costs {EXAMPLES}/operations.csv --ranks 0", "takes at least 1 of ranks, a whole number, not 0"),
         ("run --ranks " + "9" * 5000, "9... is not a whole number"),
         ("run --out " + "x" * 300 + ".html", ".html cannot be written: File name too long"),
+        ("savings --model deepseek-v3 --set tp=", "--set tp has no value; write one, as tp=1, or leave it out"),
+        ("moe --model deepseek-v3 --set tp=1 --set tp=2", "--set tp is given twice: 1 and 2"),
+        ("measure --model llama3-8b --set tp=1 --set tp=2", "--set tp is given twice: 1 and 2"),
+        ("moe --model llama3-8b", "llama3-8b has no experts to balance; take a model that has some, as deepseek-v3"),
+        ("kv --model deepseek-v9", "did you mean deepseek-v3? (or give a path"),
+        ("validate --workers 0", "--workers is at least 1, not 0"),
+        ("validate --every -1", "--every is at least 1, not -1"),
         ("moe --model deepseek-v3 --placement balenced", "--placement is 'balenced'; it is contiguous or balanced"),
         ("moe --model deepseek-v3 --strategy none --strategy bais", "'bais'"),
         ("moe --model deepseek-v3 --hardware h801", "'h801'; did you mean h800?"),
@@ -315,6 +322,14 @@ def test_a_folder_that_is_gone_and_too_little_memory_are_told(tmp_path: Path) ->
     asked = f"{sys.executable} -m simpipe run --costs endless.toml"
     small = simpipe_in_shell(f"ulimit -v 1500000 && {asked}", tmp_path)
     assert (small.returncode, small.stderr) == (2, "simpipe: there is not enough memory for this\n")
+
+
+def test_closed_streams_are_no_error(tmp_path: Path) -> None:
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        run = simpipe_in_shell(f"{sys.executable} -m simpipe run --json --out order.csv {closed}", tmp_path)
+        assert (run.returncode, run.stderr) == (0, "")
+        assert (tmp_path / "order.csv").read_text().startswith("task,rank,")
+        (tmp_path / "order.csv").unlink()
 
 
 def simpipe_in_shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:

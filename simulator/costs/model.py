@@ -558,7 +558,7 @@ def _find(name: str) -> Path:
         found = False
     if found and path.suffix in (".toml", ".json"):
         return path
-    raise ModelError(f"no model {_show(name)}; {_nearest(name, names)}; or give a path to a .toml or a config.json")
+    raise ModelError(f"no model {_show(name)}; {_nearest(name, names)} (or give a path to a .toml or a config.json)")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def router_of(model: Model) -> Router:
     """The router of a model's layers. Raises SimpipeError where it has no experts."""
     experts = model.experts
     if experts is None:
-        raise SimpipeError(f"{model.name} has no experts; `simpipe list models` marks those that have")
+        raise SimpipeError(f"{model.name} has no experts to balance; take a model that has some, as deepseek-v3")
     limited = experts.groups_per_token < experts.groups
     groups = (experts.groups, experts.groups_per_token) if limited else (1, 1)
     return Router(experts.routed, experts.topk, *groups)
