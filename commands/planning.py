@@ -140,6 +140,10 @@ def plan(
     given = {key: value for key, value in given.items() if value is not None}
     if tokens is None and (deadline is not None or budget is not None):
         raise SimpipeError("--deadline and --budget are for training on --tokens; give them")
+    amounts = {"tokens": tokens, "deadline": deadline, "budget": budget, "max-memory": max_memory}
+    for name, amount in amounts.items():
+        if amount is not None and not 0 < amount < float("inf"):
+            raise SimpipeError(f"--{name} is {amount:g}; it takes a finite number above 0")
     limits = search.Limits(max_memory, deadline, budget)
     check_outs(out or [])
     search.check(given)

@@ -140,6 +140,8 @@ BAD_FILES = {
     "<b>.csv": "<script>alert(1)</script>\n",
 }
 
+PLAN = "plan --model llama3-8b --hardware h800 --gpus 8 --global-batch 16 --sequence 2048"
+
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
@@ -226,6 +228,9 @@ BAD_FILES = {
         ("measure --model llama3-8b --set tp=1 --set tp=2", "--set tp is given twice: 1 and 2"),
         ("moe --model llama3-8b", "llama3-8b has no experts to balance; take a model that has some, as deepseek-v3"),
         ("kv --model deepseek-v9", "did you mean deepseek-v3? (or give a path"),
+        (f"{PLAN} --tokens nan", "--tokens is nan; it takes a finite number above 0"),
+        (f"{PLAN} --tokens 1e12 --deadline -1", "--deadline is -1; it takes a finite number above 0"),
+        (f"{PLAN} --max-memory 0", "--max-memory is 0; it takes a finite number above 0"),
         ("validate --workers 0", "--workers is at least 1, not 0"),
         ("validate --every -1", "--every is at least 1, not -1"),
         ("moe --model deepseek-v3 --placement balenced", "--placement is 'balenced'; it is contiguous or balanced"),
