@@ -144,7 +144,13 @@ def scenario_of(
             raise SimpipeError(f"{key} is given twice: --{key.replace('_', '-')} {flags[key]} and --set {key}={value}")
     given = flags | {"schedule": schedule} | settled
     given = {key: value for key, value in given.items() if value is not None}
-    return Scenario.read(path, **given) if path else Scenario.of(completed({"schedule": "dualpipe"} | given))
+    if path:
+        return Scenario.read(path, **given)
+    try:
+        return Scenario.of(completed({"schedule": "dualpipe"} | given))
+    except SimpipeError as error:
+        key, missing, _ = str(error).partition(" is missing")
+        raise type(error)(f"{error}: give --{key.replace('_', '-')}" if missing else str(error)) from None
 
 
 def overlaps(settings: list[str]) -> list[tuple[str, list[str]]]:

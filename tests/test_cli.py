@@ -192,7 +192,7 @@ PLAN = "plan --model llama3-8b --hardware h800 --gpus 8 --global-batch 16 --sequ
         ("run --tp 2", "--tp needs a model: give --model and --hardware, or a scenario file"),
         ("run --set overlap=none", "--set needs a model"),
         ("run --model deepseek-v9 --hardware h800 --ranks 4 --gpus 8 --global-batch 64 --sequence 64", "deepseek-v9"),
-        ("run --model llama3-8b", "is missing"),
+        ("run --model llama3-8b", "hardware is missing: give --hardware"),
         ("run --model llama3-8b --hardware h800 --ranks 4 --gpus 9 --global-batch 64 --sequence 64", "gpus = 9"),
         ("run --model llama3-8b --hardware h800 --costs F=1", "--costs gives costs by hand"),
         ("run --model llama3-8b --microbatches 8", "--microbatches follows from"),
