@@ -489,7 +489,7 @@ def test_a_refused_file_leaves_nothing_behind(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n"), out.exists()) == (2, 1, False)
     done = subprocess.run([*command[:-1], str(tmp_path / "mine.txt")], capture_output=True, text=True, check=False)
-    assert done.stderr.endswith("its ending names no format; a profile is .toml or .yaml, a report .html\n")
+    assert done.stderr.endswith("its ending names no format; there are .html, .toml, .yaml, .yml\n")
 
 
 def test_interference_is_what_sms_do_not_explain() -> None:
