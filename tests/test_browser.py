@@ -661,6 +661,7 @@ class TestComparison:
         opened.page.click("#differences")
         opened.drawn()
         assert 'fill="#d6604d"' in opened.ask("timeline.svg()")
+        assert "starts later than in plain" in opened.page.inner_text("#legend")
 
     def test_hostile_names_are_text(self, opened: Opened, compared: Any) -> None:
         path, _, _ = compared
@@ -669,6 +670,31 @@ class TestComparison:
         assert opened.ask("window.hacked === undefined && document.images.length === 0")
         opened.ask("timeline.select({what: 'slot', run: timeline.runs.length - 1, index: 0})")
         assert "<script>" in opened.told()
+
+
+class TestNarrow:
+    @pytest.mark.parametrize("width", [40, 360, 800])
+    def test_a_narrow_window_is_drawn_without_complaint(
+        self, browser: Any, modelled: Trace, page_of: Any, width: int
+    ) -> None:
+        """Down to a frame that leaves the lanes no room, as an artefact store's viewer may open it at first."""
+        other = Opened(browser.new_page(viewport={"width": width, "height": 600})).open(page_of(modelled))
+        other.ask("timeline.drawNow()")
+        assert other.complaints == []
+        header = other.page.locator(".figures").bounding_box()
+        spans = other.ask("[...document.querySelectorAll('.figures span')].map(s => s.getBoundingClientRect().right)")
+        assert width < 360 or max(spans) <= header["x"] + header["width"] + 1
+        other.page.close()
+
+    def test_rows_out_of_sight_are_announced_by_a_scroll_bar(self, browser: Any, modelled: Trace, page_of: Any) -> None:
+        other = Opened(browser.new_page(viewport={"width": 800, "height": 320})).open(page_of(modelled))
+        for rank in range(modelled.program.ranks):
+            other.ask("rank => timeline.open(0, rank)", rank)
+        other.drawn()
+        bar = "timeline.svg().split('<rect ').filter(part => part.includes('width=\"3\"')).length"
+        assert other.ask("timeline.layout.height > timeline.layout.view")
+        assert other.ask(bar) == 1
+        other.page.close()
 
 
 class TestClosed:

@@ -76,6 +76,7 @@ function sliders(timeline: Timeline): void {
   timeline.followers.push(() => {
     const changed = Object.keys(timeline.view.whatif).length > 0;
     element("outcome").replaceChildren(...timeline.runs.map((run, index) => line("p", outcome(timeline, run, timeline.timed[index]))));
+    if (changed) element("outcome").append(line("p", "The tables below stay as simulated."));
     element<HTMLButtonElement>("reset").disabled = !changed;
     if (changed) element<HTMLDetailsElement>("whatif").open = true;
   });

@@ -46,7 +46,8 @@ export function layoutOf(runs: Run[], view: View, width: number, most: number): 
   }
   const gutter = width < 640 ? 56 : 92;
   const bars = width < 900 ? 0 : Math.min(220, Math.round(width * 0.14));
-  return { rows, height: y, width, gutter, bars, lanes: width - gutter - bars - (bars ? 14 : 8), view: Math.min(y, most) };
+  const lanes = Math.max(1, width - gutter - bars - (bars ? 14 : 8)); // 1 in a frame that is not shown yet
+  return { rows, height: y, width, gutter, bars, lanes, view: Math.min(y, most) };
 }
 
 const streams = new WeakMap<Run, string[]>();

@@ -2,6 +2,7 @@
 
 import { element } from "./dom";
 import { CAUSES, PAIR } from "./run";
+import { EARLIER, LATER } from "./scene";
 import type { Timeline } from "./timeline";
 
 export function legend(timeline: Timeline): void {
@@ -30,5 +31,9 @@ export function legend(timeline: Timeline): void {
   if (timeline.runs.some((run) => run.operations)) {
     for (const [family, [forward, backward]] of Object.entries(palette.families)) entry(`${family} F / backward`, forward, backward);
     entry("exposed communication", palette.exposed);
+  }
+  if (timeline.shifts.some((shift, index) => shift && index > 0)) {
+    entry("differences: starts earlier", EARLIER);
+    entry(`differences: starts later than in ${timeline.runs[0].header.name}`, LATER);
   }
 }

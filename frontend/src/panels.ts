@@ -7,8 +7,8 @@ import { mixed, type Theme } from "./theme";
 import type { View } from "./view";
 import { amount, bytes, number, time } from "./words";
 
-export const PANEL = 120;
-const TOP = 20, BOTTOM = 8;
+export const PANEL = 130;
+const TOP = 20, BOTTOM = 8, CAPACITY = 10; // the last: above what is kept, for the words of the capacity's line
 
 /** Colours of kinds of memory, in the order in which they are stacked. */
 const KINDS = ["#44BB99", "#77AADD", "#EEDD88", "#EE8866", "#BBCC33", "#FFAABB", "#99DDFF", "#AAAA00", "#C9B6E4", "#DDDDDD"];
@@ -59,7 +59,8 @@ export function drawMemory(surface: Surface, run: Run, rank: number, layout: Lay
     fixed + (run.header.memory.unit === "bytes" ? peakBytes : peak), capacity ?? 0,
     ...stack.columns.length ? Array.from({ length: count }, (_, c) => stack.columns.reduce((sum, part) => sum + part[c], 0)) : [0],
   ) * 1.04 || 1;
-  const y = (value: number) => PANEL - BOTTOM - (value / highest) * (PANEL - BOTTOM - TOP);
+  const tall = PANEL - BOTTOM - TOP - CAPACITY;
+  const y = (value: number) => PANEL - BOTTOM - (value / highest) * tall;
   const base = new Float64Array(count);
   surface.clip(gutter, 0, lanes, PANEL, () => {
     stack.kinds.forEach((_, kind) => {
@@ -81,7 +82,7 @@ export function drawMemory(surface: Surface, run: Run, rank: number, layout: Lay
       surface.text(gutter + lanes - 4, y(capacity) - 7, `a GPU's ${bytes(capacity)}`, 10, theme.critical, "right");
     }
   });
-  for (const tick of ticksOf(0, highest, PANEL - TOP - BOTTOM, 30)) {
+  for (const tick of ticksOf(0, highest, tall, 30)) {
     surface.line([gutter - 3, y(tick), gutter, y(tick)], theme.faint, 1);
     surface.text(gutter - 6, y(tick), run.header.memory.unit === "bytes" ? bytes(tick) : number(tick), 10, theme.faint, "right");
   }
@@ -122,7 +123,8 @@ export function drawLinks(surface: Surface, run: Run, rank: number, layout: Layo
   const { bins, kinds } = run.header.links;
   const messages = kinds[0].unit === "messages";
   surface.text(gutter, 8, messages ? `Messages of rank ${rank} under way` : `Links of rank ${rank}`, 11, theme.ink, "left", true);
-  surface.text(gutter + lanes, 8, `averages over ${time(run.span / bins)}`, 10, theme.faint, "right");
+  const above = kinds.some(({ unit, most }) => unit === "share" && most > 1.005) ? "; a transfer counts at its mean rate, so sums can pass 100%" : "";
+  surface.text(gutter + lanes, 8, `averages over ${time(run.span / bins)}${above}`, 10, theme.faint, "right");
   kinds.forEach(({ name, unit, most }, index) => {
     const use = run.columns.get(`${run.header.prefix}.link.${index}`)!.subarray(rank * bins, (rank + 1) * bins);
     const base = TOP + CHART * (index + 1);
@@ -141,7 +143,10 @@ export function drawLinks(surface: Surface, run: Run, rank: number, layout: Layo
     });
     surface.line([gutter, base, gutter + lanes, base], theme.grid, 1);
     surface.text(gutter - 6, base - 14, name.replace("_", " "), 10, theme.faint, "right");
-    const words = { share: `full: ${Math.round(100 * full)}%`, "bytes/s": `full: ${bytes(full)}/s`, messages: `full: ${number(full)} at once` };
-    surface.text(gutter + lanes + 6, base - 14, words[unit], 10, theme.faint, "left");
+    const words = {
+      share: `up to ${Math.round(100 * full)}%`, "bytes/s": `up to ${bytes(full)}/s`, messages: `up to ${Number(full.toPrecision(2))} at once`,
+    }; // what the chart's full height stands for
+    if (layout.bars) surface.text(gutter + lanes + 6, base - 14, words[unit], 10, theme.faint, "left");
+    else surface.text(gutter + lanes - 2, base - CHART + 6, words[unit], 9, theme.faint, "right");
   });
 }

@@ -62,6 +62,9 @@ export function draw(scene: Scene, surface: Surface): void {
     for (const row of visible) paintLabel(scene, surface, row);
   });
   paintAxis(scene, surface, ticks, height);
+  if (layout.height > height) { // how much of the rows is in sight, as a scroll bar shows it
+    surface.rect(layout.width - 3, (view.top / layout.height) * height, 3, (height / layout.height) * height, theme.faint);
+  }
 }
 
 function paintLabel(scene: Scene, surface: Surface, row: Row): void {
@@ -136,7 +139,7 @@ function paintAxis(scene: Scene, surface: Surface, ticks: number[], y: number): 
     surface.text(x, y + 13, number(fine ? tick * 1e3 : tick), 11, theme.faint, "center");
   }
   surface.text(layout.gutter - 8, y + 13, fine ? "time (ms)" : "time (s)", 11, theme.faint, "right");
-  if (layout.bars) surface.text(layout.width - layout.bars, y + 13, "where the step goes", 11, theme.faint, "left");
+  if (layout.bars && !scene.runs.every((run) => run.retimed)) surface.text(layout.width - layout.bars, y + 13, "where the step goes", 11, theme.faint, "left");
 }
 
 // Lanes.
@@ -298,7 +301,7 @@ function paintBlocks(scene: Scene, surface: Surface, row: Row, y: number, from: 
     }
     if (view.path) {
       if (slots.critical[slot]) surface.rect(x, y + height - 3, Math.max(width, 1), 3, theme.critical);
-      else surface.rect(x, y, Math.max(width, 1), height, theme.dark ? "rgba(21,24,29,0.6)" : "rgba(255,255,255,0.6)");
+      else surface.rect(x, y, Math.max(width, 1), height, theme.dark ? "rgba(21,24,29,0.45)" : "rgba(255,255,255,0.6)");
     }
   }
 }
@@ -358,10 +361,12 @@ function largest(values: Float64Array): number {
   return most;
 }
 
+export const LATER = "#d6604d", EARLIER = "#4393c3";
+
 /** Red where a slot starts later than in the first run, blue where earlier. */
 function shiftColour(shift: number, most: number, theme: Theme): string {
   const share = most > 0 ? Math.min(1, Math.abs(shift) / most) : 0;
-  return mixed(shift > 0 ? "#d6604d" : "#4393c3", theme.dark ? "#4a4f57" : "#eeeeee", Math.round(share * 20) / 20);
+  return mixed(shift > 0 ? LATER : EARLIER, theme.dark ? "#9aa0a8" : "#eeeeee", Math.round(share * 20) / 20);
 }
 
 // What lies over the lanes.

@@ -118,7 +118,8 @@ export function slotTold(page: Page, run: Run, slot: number): Told {
   if (run.operations && run.operations.kind[slot] >= 0) {
     const exposed = run.operations.exposed[slot];
     lines.push(
-      `Its compute stream idles for ${time(exposed)} of it (${percent(exposed / (end[slot] - start[slot] || 1))}): ` +
+      exposed <= 0 ? "Its compute stream never idles: computation hides all of its communication."
+      : `Its compute stream idles for ${time(exposed)} of it (${percent(exposed / (end[slot] - start[slot] || 1))}): ` +
         "communication that computation does not hide.",
     );
   }
