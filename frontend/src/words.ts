@@ -110,7 +110,9 @@ export function slotTold(page: Page, run: Run, slot: number): Told {
   const { rank, start, end, slack, critical, stage } = run.slots;
   const lines = [
     `Rank ${rank[slot]}, ${time(start[slot])} to ${time(end[slot])}, lasts ${time(end[slot] - start[slot])}.`,
-    critical[slot] ? "It is on the critical path: any delay of it delays the run."
+    critical[slot] && slack[slot] > 1e-9 * run.span // only as measured: what follows may start later than it could
+      ? `It is on the critical path, yet could end ${time(slack[slot])} later: what follows did not start as soon as it could.`
+    : critical[slot] ? "It is on the critical path: any delay of it delays the run."
     : slack[slot] <= 1e-9 * run.span ? "It has no slack: any delay of it delays the run."
     : `Slack ${time(slack[slot])}: so much later it could end without a later end of the run.`,
   ];

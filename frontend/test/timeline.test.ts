@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { columnsOf, inflate } from "../src/data";
+import { columnsOf, inflate, type Page } from "../src/data";
 import { matches, queryOf } from "../src/find";
 import { ticksOf } from "../src/layout";
 import { stackOf } from "../src/panels";
@@ -9,7 +9,7 @@ import { SvgSurface } from "../src/surface";
 import { mixed, pixel } from "../src/theme";
 import { fromFragment, initial, toFragment } from "../src/view";
 import { slidersOf, timedAgain } from "../src/whatif";
-import { number, time } from "../src/words";
+import { number, slotTold, time } from "../src/words";
 import { two, world } from "./world";
 
 describe("columns", () => {
@@ -174,5 +174,20 @@ describe("memory", () => {
     run.levels = [{ kind: "activations", during, after }];
     expect([...stackOf(run, 0, 0, 9, 9).columns[0]]).toEqual([1, 2, 2, 2, 2, 2, 1, 1, 1]);
     expect([...stackOf(run, 0, 0, 9, 1).columns[0]]).toEqual([2]);
+  });
+});
+
+describe("a block's sentences", () => {
+  it("promise a delay of the run only where there is no slack", () => {
+    const page = { words: ["F", "I", "W", "B", "F&B", "optimizer"] } as Page;
+    const run = two();
+    const told = (critical: number, slack: number) => {
+      [run.slots.critical[0], run.slots.slack[0]] = [critical, slack];
+      return slotTold(page, run, 0).lines[1];
+    };
+    expect(told(1, 0)).toBe("It is on the critical path: any delay of it delays the run.");
+    expect(told(1, 0.5)).toContain("yet could end 0.5 s later");
+    expect(told(0, 0)).toBe("It has no slack: any delay of it delays the run.");
+    expect(told(0, 0.5)).toContain("Slack 0.5 s");
   });
 });
