@@ -150,14 +150,15 @@ def plan(
     with execution.executor_of(executor, workers, search.WAVE) as (pool, _), search.progress() as heard:
         outcome = search.search(given, limits, pool, heard)
     turned = advice.sensitivity(outcome.ranked[: 1 + advice.RUNNERS_UP])
+    about = advice.interval(outcome.ranked[0])
     rows = advice.table(outcome)
     for path in out or []:
         columns = dict.fromkeys(key for row in rows for key in row)
         write_rows(path, list(columns), rows, jobs.sheet(rows))
     if json:
-        print_json(advice.facts(outcome, turned))
+        print_json(advice.facts(outcome, turned, about))
     else:
-        print("\n".join([*advice.describe(outcome, turned), *(f"wrote {path}" for path in out or [])]))
+        print("\n".join([*advice.describe(outcome, turned, about), *(f"wrote {path}" for path in out or [])]))
 
 
 def run_job(

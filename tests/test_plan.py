@@ -111,7 +111,7 @@ def check_advice(outcome: search.Outcome) -> None:
     shares = {name: share for name, share, _ in turned}
     assert -0.0910 < shares["peak FLOP/s"] < -0.01  # ten per cent more of one thing is at most 1 - 1 / 1.1 less time
     assert all(share <= 1e-9 for share in shares.values())
-    text = "\n".join(advice.describe(outcome, turned))
+    text = "\n".join(advice.describe(outcome, turned, None))
     assert "Pareto front" in text
 
 
@@ -145,6 +145,9 @@ def test_plan_recommends_and_draws(tmp_path: Path) -> None:
     run = simpipe("plan", *flags, *fixed, "--json", "--out", "p.csv", "--out", "p.html", "--out", "p.png", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
+    low, high = (found["step_time_interval_s"][end] for end in ("low", "high"))
+    assert low < found["recommended"][0]["step_time_s"] * 1.02
+    assert found["recommended"][0]["step_time_s"] * 0.98 < high
     table = tables.read(tmp_path / "p.csv").rows
     assert [row["place"] for row in table[:3]] == [1, 2, 3]
     assert table[0]["why"] == "the best"

@@ -7,13 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from simpipe.simulator import case as cases
-from simpipe.simulator import slots
+from simpipe.simulator import slots, uncertainty
 from simpipe.simulator.costs.cluster import Cluster
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.planning import tables
 from simpipe.simulator.planning.evaluation import program, scenario_of
 from simpipe.simulator.planning.search import SIZES, Found, Outcome
 from simpipe.simulator.planning.tables import Row
+from simpipe.simulator.trace import simulate
+from simpipe.simulator.uncertainty import Interval
 
 RUNNERS_UP = 4
 
@@ -133,9 +135,20 @@ def _seconds(costs: ModelledCosts, order: Any) -> float:
     return slots.simulate(order, costs).trace.makespan
 
 
-def facts(outcome: Outcome, turned: list[tuple[str, float, int]]) -> dict[str, Any]:
+def interval(best: Found) -> Interval | None:
+    """Of the step of the best, run in full, by how far off the fits of its machine's profile are; None without such."""
+    case = cases.modelled(scenario_of(best.row), program, slots.sharing)
+    assert isinstance(case.costs, ModelledCosts)
+    if not uncertainty.is_known(case.costs):
+        return None
+    trace = simulate(case.program, case.costs)
+    return uncertainty.interval(trace, case.costs, max(uncertainty.FEWEST, uncertainty.default_draws(trace)))
+
+
+def facts(outcome: Outcome, turned: list[tuple[str, float, int]], about: Interval | None) -> dict[str, Any]:
     """The same as plain values."""
     return {
+        "step_time_interval_s": about and about._asdict(),
         "candidates": outcome.candidates,
         "simulated": len(outcome.found),
         "slower_by_bound": outcome.bounded,
@@ -149,7 +162,7 @@ def facts(outcome: Outcome, turned: list[tuple[str, float, int]]) -> dict[str, A
     }
 
 
-def describe(outcome: Outcome, turned: list[tuple[str, float, int]]) -> list[str]:
+def describe(outcome: Outcome, turned: list[tuple[str, float, int]], about: Interval | None) -> list[str]:
     """The recommendation in lines: the best and the runners-up, the front, what one change makes, the sensitivity."""
     ranked, best = outcome.ranked, outcome.ranked[0]
     counts = (
@@ -166,6 +179,11 @@ def describe(outcome: Outcome, turned: list[tuple[str, float, int]]) -> list[str
     for name, share, first in turned:
         other = "" if first == 0 else f"; then the best is {name_of(ranked[first].row)}"
         lines.append(f"  {name:<30}{share:+7.2%}{other}")
+    if about:
+        within = [number for number, one in enumerate(ranked[1:], 2) if one.result["step_time_s"] <= about.high]
+        ends = f"{about.low:.4g} to {about.high:.4g} s"
+        lines += ["", f"by the profile's fits, {about.level:.0%} of {about.draws} draws of the best end within {ends}"]
+        lines += [f"  of the others here, numbers 2 to {within[-1]} are within that"] if within else []
     return lines
 
 
