@@ -130,7 +130,7 @@ def test_profiles_that_pytorch_recorded(tmp_path: Path) -> None:
     for path in gpipe:  # with PyTorch's own names alone
         document = json.loads(gzip.decompress(path.read_bytes()))
         document["traceEvents"] = [e for e in document["traceEvents"] if e["name"].startswith(("Forward", "Backward"))]
-        (tmp_path / path.name).write_bytes(gzip.compress(json.dumps(document).encode()))
+        (tmp_path / path.name).write_bytes(gzip.compress(json.dumps(document).encode(), mtime=0))
     assert read([str(tmp_path)]).trace.program == program("gpipe", ranks=2, microbatches=4)
     written = [
         path for name in ("a.html", "a.png", "a.csv", "a.json") for path in views.write(v.trace, tmp_path / name)
@@ -232,7 +232,7 @@ F0, B0 = {"name": "0F0", "ts": 0, "dur": 10}, {"name": "0B0", "ts": 20, "dur": 1
         (b'{"traceEvents": [', "is truncated or no JSON"),
         (b'{"traceEvents": ' + b"[" * 5000 + b"]" * 5000 + b"}", "is no sound trace|is nested deeper"),
         (b'{"traceEvents": [{"name": 3}]}', "is no sound trace"),
-        (gzip.compress(profile(F0, B0))[:40], "is truncated or no sound gzip file"),
+        (gzip.compress(profile(F0, B0), mtime=0)[:40], "is truncated or no sound gzip file"),
         (profile(), "has no range that names an action, as 0F3"),
         (profile({"name": "forward", "ts": 0, "dur": 10}), "has no range that names an action"),
         (profile(F0), "stage 0, micro-batch 0 has no backward"),
