@@ -18,10 +18,11 @@ import numpy as np
 
 from simpipe import Program, Trace, program, simulate
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts, Shape
-from simpipe.simulator.costs.operators import Passes, Step
+from simpipe.simulator.costs.operators import Passes
 from simpipe.simulator.costs.parallel import Parallel
+from simpipe.simulator.costs.share import Step
 
 PHASES = Path(__file__).parents[1] / "tests" / "published" / "deepseek_v3_trace_phases.csv"
 SPAN = 129.012e-3

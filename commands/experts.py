@@ -68,7 +68,7 @@ def moe(
     of an affinity between 0 and 1. A model whose training is published (deepseek-v3) is run in that layout; else a
     scenario says what a step is, or only loads are shown.
     """
-    from simpipe.simulator.costs.model import load_model
+    from simpipe.simulator.costs.model_files import load_model
     from simpipe.simulator.experts import recorded, study
     from simpipe.simulator.experts.balance import Affinities, Sample
     from simpipe.simulator.views import check_endings

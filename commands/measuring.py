@@ -63,7 +63,7 @@ def measure(
         if (error.name or "").partition(".")[0] != "torch":
             raise
         raise SimpipeError("measuring needs PyTorch: pip install 'simpipe[measure]'") from None
-    from simpipe.simulator.costs.model import load_model
+    from simpipe.simulator.costs.model_files import load_model
     from simpipe.simulator.measuring.pieces import layout
     from simpipe.simulator.scenario import Scenario
 

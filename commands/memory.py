@@ -24,7 +24,7 @@ def kv(
     """Show the KV cache of a model's attention beside MHA, GQA and MQA, and what bounds the time of a decoded token."""
     from simpipe.simulator import inference
     from simpipe.simulator.costs.cluster import load_cluster
-    from simpipe.simulator.costs.model import load_model
+    from simpipe.simulator.costs.model_files import load_model
     from simpipe.simulator.views import inference as views
 
     if model is None:

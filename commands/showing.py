@@ -64,7 +64,7 @@ def list_schedules(json: Json = False) -> None:
 
 def list_models(json: Json = False) -> None:
     """The models there are profiles of."""
-    from simpipe.simulator.costs.model import load_model, model_names
+    from simpipe.simulator.costs.model_files import load_model, model_names
 
     models = [load_model(name) for name in model_names()]
     rows = [(m.name, sum(m.parameters().values()), m.source) for m in models]
@@ -97,7 +97,7 @@ def show_model(
     json: Json = False,
 ) -> None:
     """A model's parameters, FLOPs and KV cache, by component."""
-    from simpipe.simulator.costs.model import load_model
+    from simpipe.simulator.costs.model_files import load_model
     from simpipe.simulator.views import console
 
     facts = load_model(name).facts(sequence)

@@ -5,7 +5,7 @@ And the bound of a decoded token by expert-parallel exchange, as "Insights into 
 """
 
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.inference import Serving, caches, exchange_seconds
 
 model = load_model("deepseek-v3")

@@ -17,7 +17,8 @@ from typing import Annotated, Any, NamedTuple
 
 from simpipe import schedules
 from simpipe.simulator.costs.cluster import Cluster, load_cluster
-from simpipe.simulator.costs.model import Model, load_model
+from simpipe.simulator.costs.model import Model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.parallel import (
     Allowed,
     Parallel,

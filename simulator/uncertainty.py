@@ -15,8 +15,8 @@ import numpy as np
 
 from simpipe.simulator import engines
 from simpipe.simulator.costs.modelled import ModelledCosts
-from simpipe.simulator.costs.operators import Step
 from simpipe.simulator.costs.profile import covered
+from simpipe.simulator.costs.share import Step
 from simpipe.simulator.graph import Loads
 from simpipe.simulator.kernels import Floats
 from simpipe.simulator.trace import Trace

@@ -12,7 +12,7 @@ from simpipe import program
 from simpipe.simulator import balance, slots
 from simpipe.simulator.case import modelled
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.scenario import Scenario

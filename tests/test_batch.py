@@ -13,7 +13,8 @@ import pytest
 
 from simpipe.simulator import case as cases
 from simpipe.simulator import slots
-from simpipe.simulator.costs.model import ModelError, load_model
+from simpipe.simulator.costs.model import ModelError
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.planning import evaluation, execution, jobs, tables, template
 from simpipe.simulator.planning.execution import Inline, Journal
 from simpipe.simulator.planning.tables import Sheet, TableError

@@ -18,7 +18,7 @@ import simpipe
 from simpipe.simulator import bubbles, comparison, views
 from simpipe.simulator.case import Case, simulated
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.trace import Trace

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.experts import placement, recorded, study
 from simpipe.simulator.experts.balance import STRATEGIES, Affinities, Gate, Sample, Strategy

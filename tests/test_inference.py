@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.inference import Serving, caches, exchange_seconds
 

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from simpipe.cli import app
 from simpipe.schedules import program
-from simpipe.simulator.costs.model import GroupedAttention, Mlp, Model, ModelError, load_model
+from simpipe.simulator.costs.model import GroupedAttention, Mlp, Model, ModelError
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.trace import simulate
 
 pytest.importorskip("torch", reason="PyTorch runs the pipelines: needs simpipe[measure]")

@@ -24,9 +24,10 @@ from simpipe.simulator.costs.memory import (
 from simpipe.simulator.costs.memory import (
     _weights as weights_of,
 )
-from simpipe.simulator.costs.model import GroupedAttention, Linear, Model, load_model
-from simpipe.simulator.costs.operators import Share
+from simpipe.simulator.costs.model import GroupedAttention, Linear, Model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.parallel import RECOMPUTE, Parallel, Stage, stages
+from simpipe.simulator.costs.share import Share
 
 GIB = 2.0**30
 GPT_22B = load_model("megatron-22b")

@@ -9,18 +9,8 @@ from typing import Any
 
 import pytest
 
-from simpipe.simulator.costs.model import (
-    PROFILES,
-    Experts,
-    GroupedAttention,
-    LatentAttention,
-    Linear,
-    Mlp,
-    Model,
-    ModelError,
-    load_model,
-    model_names,
-)
+from simpipe.simulator.costs.model import Experts, GroupedAttention, LatentAttention, Linear, Mlp, Model, ModelError
+from simpipe.simulator.costs.model_files import PROFILES, load_model, model_names
 from simpipe.simulator.errors import SimpipeError
 
 MEGATRON = ("gpt3-175b", "megatron-22b", "megatron-530b", "megatron-1t")
@@ -484,7 +474,7 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
     [
         (DENSE.replace("hidden", "hiden"), "hiden is no key of a model profile; did you mean hidden?"),
         (DENSE.replace("head_dim", "headdim"), r"attention\.headdim is no key .*; did you mean head_dim\?"),
-        (DENSE.replace("intermediate", "zzz"), r"mlp\.zzz is no key of a model profile; there are bias, gated, inter"),
+        (DENSE.replace("intermediate", "zzz"), r"mlp\.zzz is no key of a model profile; there are intermediate, gated"),
         (f'name = "x"\n{DENSE}', "name is no key"),
         (DENSE.replace("layers = 2\n", ""), "layers is missing"),
         (DENSE.replace("heads = 4\n", ""), r"attention\.heads is missing"),

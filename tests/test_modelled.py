@@ -8,7 +8,7 @@ import pytest
 
 from simpipe import program, simulate, summarize
 from simpipe.simulator.costs.cluster import Cluster, load_cluster
-from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.efficiency import efficiency

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.model import Model, load_model, model_names
-from simpipe.simulator.costs.operators import Passes, Step, embedding_passes, head_passes, mtp_passes, passes
+from simpipe.simulator.costs.model import Model
+from simpipe.simulator.costs.model_files import load_model, model_names
+from simpipe.simulator.costs.operators import Passes, embedding_passes, head_passes, mtp_passes, passes
 from simpipe.simulator.costs.parallel import Parallel
+from simpipe.simulator.costs.share import Step
 from simpipe.simulator.costs.stack import load_stack
 
 H800 = load_cluster("h800")

@@ -8,11 +8,12 @@ import pytest
 
 from simpipe import program, simulate
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
-from simpipe.simulator.costs.operators import Passes, Step, mtp_passes
+from simpipe.simulator.costs.operators import Passes, mtp_passes
 from simpipe.simulator.costs.overlap import Laid, lay_out
 from simpipe.simulator.costs.parallel import Parallel
+from simpipe.simulator.costs.share import Step
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import overlapped_slot as bench

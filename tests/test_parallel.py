@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, ClusterError, load_cluster
-from simpipe.simulator.costs.model import Model, load_model
+from simpipe.simulator.costs.model import Model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.parallel import RECOMPUTE, Parallel, Stage, stages
 from simpipe.simulator.errors import ParallelError, SimpipeError
 

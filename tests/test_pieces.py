@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.operators import passes
 from simpipe.simulator.costs.stack import load_stack
 from simpipe.simulator.errors import OutputError, ParallelError

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from simpipe.schedules import program
 from simpipe.simulator.costs.cluster import FOLDER, ClusterError
-from simpipe.simulator.costs.model import PROFILES, ModelError
+from simpipe.simulator.costs.model import ModelError
+from simpipe.simulator.costs.model_files import PROFILES
 from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.errors import OutputError, SimpipeError
 from simpipe.simulator.scenario import KEYS, Scenario, ScenarioError, ScheduleSpec

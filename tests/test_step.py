@@ -9,7 +9,7 @@ import pytest
 from simpipe import Trace, program, simulate
 from simpipe.simulator.costs import collectives, memory
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import Parallel, stages
 from simpipe.simulator.costs.step import BUCKET_BYTES

@@ -10,7 +10,7 @@ import pytest
 from simpipe import program
 from simpipe.simulator import uncertainty
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.trace import Trace, simulate

@@ -17,7 +17,7 @@ from matplotlib.testing.compare import compare_images
 import simpipe
 from simpipe.simulator import bubbles, views
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.model import load_model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.errors import OutputError

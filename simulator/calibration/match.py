@@ -18,8 +18,9 @@ from simpipe.simulator.calibration.trace import Trace
 from simpipe.simulator.costs import operators
 from simpipe.simulator.costs.cluster import Cluster
 from simpipe.simulator.costs.model import Model
-from simpipe.simulator.costs.operators import Kernel, Passes
+from simpipe.simulator.costs.operators import Passes
 from simpipe.simulator.costs.parallel import Parallel
+from simpipe.simulator.costs.share import Kernel
 from simpipe.simulator.costs.stack import load_stack
 
 if TYPE_CHECKING:

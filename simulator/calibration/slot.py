@@ -20,9 +20,10 @@ from simpipe.simulator.costs import operators
 from simpipe.simulator.costs.cluster import Cluster
 from simpipe.simulator.costs.model import Model
 from simpipe.simulator.costs.modelled import ModelledCosts, Shape
-from simpipe.simulator.costs.operators import Passes, Step
+from simpipe.simulator.costs.operators import Passes
 from simpipe.simulator.costs.overlap import COMMUNICATION
 from simpipe.simulator.costs.parallel import Parallel
+from simpipe.simulator.costs.share import Step
 from simpipe.simulator.costs.stack import load_stack
 from simpipe.simulator.program import Program
 from simpipe.simulator.trace import Trace, simulate

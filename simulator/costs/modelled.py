@@ -20,9 +20,10 @@ from simpipe.simulator.costs.cluster import Cluster
 from simpipe.simulator.costs.collectives import Exchange
 from simpipe.simulator.costs.model import Model
 from simpipe.simulator.costs.offload import Hosted
-from simpipe.simulator.costs.operators import Passes, Step
+from simpipe.simulator.costs.operators import Passes
 from simpipe.simulator.costs.overlap import Laid, lay_out
 from simpipe.simulator.costs.parallel import Parallel, Stage, stages
+from simpipe.simulator.costs.share import Step
 from simpipe.simulator.costs.stack import Stack, load_stack
 from simpipe.simulator.graph import BARRIER, OPTIMIZER, SYNC, Graph
 from simpipe.simulator.kernels import Floats, Ints

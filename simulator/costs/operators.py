@@ -18,14 +18,11 @@ Megatron-LM; none of their times is used.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from simpipe.simulator.costs import collectives
-from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Attention, Cluster
-from simpipe.simulator.costs.collectives import Exchange
+from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Cluster
 from simpipe.simulator.costs.exchange_kernels import KernelSetting
 from simpipe.simulator.costs.model import (
     Activation,
@@ -39,11 +36,8 @@ from simpipe.simulator.costs.model import (
     Operation,
 )
 from simpipe.simulator.costs.parallel import Parallel
-from simpipe.simulator.costs.stack import DROPOUT, EAGER_SOFTMAX, FUSED_NORM, SOFTMAX, Stack, Traffic
-
-ROW_PARALLEL = {"attention.out", "mlp.down", "shared.down", "experts.down"}
-WHOLE = {"router", "attention.q_down", "attention.kv_down", "mtp.join"}
-"""Linears whose rows are split by tensor parallelism, and those that are not split; the others' columns are."""
+from simpipe.simulator.costs.share import ROW_PARALLEL, WHOLE, Shape, Step, TimedShare, ceil_div
+from simpipe.simulator.costs.stack import DROPOUT, Stack
 
 RESIDUAL = {"norms.attention", "norms.mlp", "norms.final"}
 FUSED_CAST = {"mlp.down", "shared.down", "experts.down"}
@@ -54,66 +48,6 @@ GATING_FORWARD, GATING_BACKWARD = 40, 24
 bias, group and expert top-k, normalisation, balance loss and statistics."""
 
 FP32 = 4
-DROPPED = {"attention.out", "mlp.down"}
-"""Linears whose output passes a dropout, where there is one."""
-
-
-class Kernel(NamedTuple):
-    """A kernel by its curve (`gemm`, `attention_forward`, `memory_bound`, ...; "" as format where it has none).
-
-    shape: the products (m, n, k) of a GEMM, or one Attention; nothing where only bytes count. amount: its FLOPs, or
-    bytes moved. output_bytes: of a product, moved an output element. seconds: on all SMs.
-    """
-
-    family: str
-    format: str
-    shape: tuple[Any, ...]
-    amount: float
-    seconds: float
-    output_bytes: float = 2.0
-
-
-class Step(NamedTuple):
-    """One kernel or some kernels in a row, on one GPU.
-
-    phase: the part of the pass it stands in. seconds: on all SMs with nothing beside; beside: on those that a
-    communication kernel leaves; both 0 where it moves bytes between GPUs. Bytes are those sent, per direction.
-    latency: gaps before its kernels, and of a transfer. sms: those that a communication kernel holds. flops: of matrix
-    products. kernels: those that compute. What moves bytes has the numbers of its Exchange.
-    """
-
-    name: str
-    phase: str
-    stream: str
-    seconds: float = 0.0
-    beside: float = 0.0
-    network_bytes: float = 0.0
-    nvlink_bytes: float = 0.0
-    latency: float = 0.0
-    sms: int = 0
-    flops: float = 0.0
-    rate_limit: float = math.inf
-    cache_share: float = 0.0
-    kernels: tuple[Kernel, ...] = ()
-    leaf_bytes: float = 0.0
-    spine_bytes: float = 0.0
-
-    @property
-    def launches(self) -> int:
-        """Kernels that take the host time. A collective's launch takes little: on a slow host, iterations measured by
-        vTrain (arXiv 2312.12391) do not grow with tensor parallelism."""
-        return len(self.kernels)
-
-    @property
-    def exchange(self) -> Exchange:
-        """What its bytes put on links."""
-        return Exchange(*(getattr(self, name) for name in Exchange._fields))
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        """The streams it holds. Weight gradients on their own stream take all SMs, so nothing computes beside them:
-        in the trace kernels of the two streams alternate."""
-        return (self.stream, "compute") if self.stream == "weight-gradient" else (self.stream,)
 
 
 class Passes(NamedTuple):
@@ -124,211 +58,10 @@ class Passes(NamedTuple):
     weight: tuple[Step, ...]
 
 
-class _Work(NamedTuple):
-    """Kernels in a row: seconds on all SMs, seconds beside communication, FLOPs of products, the kernels."""
-
-    seconds: float = 0.0
-    beside: float = 0.0
-    flops: float = 0.0
-    kernels: tuple[Kernel, ...] = ()
-
-
-def _together(works: Sequence[_Work]) -> _Work:
-    kernels = tuple(kernel for work in works for kernel in work.kernels)
-    seconds, beside = sum(work.seconds for work in works), sum(work.beside for work in works)
-    return _Work(seconds, beside, sum(work.flops for work in works), kernels)
-
-
-def _ceil(whole: float, parts: int) -> int:
-    return math.ceil(whole / parts)
-
-
-Shape = tuple[int, int, int]
-"""Rows, fan-in, fan-out of a product as forward runs it on this GPU."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one GPU has of a model: the sizes of its operations."""
-
-    model: Model
-    parallel: Parallel
-
-    @property
-    def tokens(self) -> int:
-        """Of a micro-batch, where the tensor-parallel group works on the same ones."""
-        return _ceil(self.parallel.tokens, self.parallel.cp)
-
-    @property
-    def own(self) -> int:
-        """Tokens where the layer is not split."""
-        return _ceil(self.tokens, self.parallel.tp) if self.parallel.sequence_parallel else self.tokens
-
-    @property
-    def routed(self) -> int:
-        """Tokens that this GPU sends to experts."""
-        return _ceil(self.tokens, self.parallel.tp)
-
-    def expert_rows(self) -> list[int]:
-        """Rows of each local expert on the busiest GPU."""
-        experts, p = self.model.experts, self.parallel
-        assert experts
-        rows = round(self.routed * experts.topk * p.etp * p.expert_imbalance)
-        local = experts.routed // p.ep
-        return [rows // local + (i < rows % local) for i in range(local)]
-
-    def shapes(self, linear: Linear) -> list[Shape]:
-        """One product, or one for each local expert."""
-        expert = linear.copies > 1
-        parts = self.parallel.etp if expert else 1 if linear.name in WHOLE else self.parallel.tp
-        closing = linear.name in ROW_PARALLEL
-        fan_in = _ceil(linear.fan_in, parts) if closing else linear.fan_in
-        fan_out = linear.fan_out if closing else _ceil(linear.fan_out, parts)
-        rows = self.expert_rows() if expert else [self.own if linear.name in WHOLE else self.tokens]
-        return [(m, fan_in, fan_out) for m in rows]
-
-    def inner(self, activation: Activation) -> float:
-        """Elements that an activation function writes."""
-        expert = activation.name.startswith("experts.")
-        rows, parts = (sum(self.expert_rows()), self.parallel.etp) if expert else (self.tokens, self.parallel.tp)
-        return rows * activation.width / parts
-
-    def normed(self, norm: Norm) -> float:
-        """Elements of a norm: heads are split, the residual stream and latent vectors are not."""
-        return norm.width * (self.tokens * norm.rows / self.parallel.tp if norm.rows > 1 else self.own)
-
-    def attended(self, core: Core) -> Attention:
-        """Each of the context-parallel group has as many causal pairs: those of its queries over half of the keys."""
-        p = self.parallel
-        queries = _ceil(p.sequence, p.cp)
-        heads, kv_heads = _ceil(core.heads, p.tp), _ceil(core.kv_heads, p.tp)
-        keys = _ceil(p.sequence + queries, 2)
-        return Attention(p.microbatch_size, heads, kv_heads, queries, keys, core.qk_dim, core.v_dim)
-
-
-@dataclass(frozen=True)
-class _Share(Share):
-    """What kernels take there."""
-
-    cluster: Cluster
-    stack: Stack
-
-    # Formats.
-
-    @property
-    def plain(self) -> str:
-        """The format of what stays out of fp8."""
-        return "bf16" if self.fp8 else self.parallel.compute_format
-
-    @property
-    def fp8(self) -> bool:
-        return self.parallel.compute_format.startswith("fp8")
-
-    @property
-    def sent_fp8(self) -> bool:
-        return self.parallel.ep > 1 and self.parallel.dispatch_format.startswith("fp8")
-
-    @property
-    def keeps_fp8(self) -> bool:
-        """Whether the inputs of activation functions are kept in fp8, their outputs not at all (DeepSeek-V3)."""
-        p = self.parallel
-        return p.compute_format == "fp8_block" and p.kept_format == "compute" and "swiglu" in p.recompute
-
-    def casts(self, linear: Linear) -> bool:
-        return self.fp8 and linear.name not in ("router", "head")
-
-    def drops(self, linear: Linear) -> bool:
-        return self.stack.dropout and linear.name in DROPPED
-
-    def arrives(self, linear: Linear, name: str) -> bool:
-        """Whether the hidden-wide side of the experts, `name`'s, crossed the network in fp8."""
-        return self.sent_fp8 and linear.name == name
-
-    # Kernels.
-
-    def _left(self) -> int:
-        """SMs beside a communication kernel."""
-        return max(1, self.cluster.gpu.sms - self.parallel.communication_sms)
-
-    def moved(self, *bytes_each: float) -> _Work:
-        """A kernel for each amount of bytes read and written."""
-        times = {amount: self.cluster.memory_seconds(amount) for amount in bytes_each if amount}
-        kernels = tuple(Kernel("memory_bound", "", (), each, times[each]) for each in bytes_each if each)
-        seconds = sum(kernel.seconds for kernel in kernels)
-        return _Work(seconds, seconds, 0.0, kernels)
-
-    @property
-    def norm(self) -> Traffic:
-        """LayerNorm is one kernel everywhere."""
-        return FUSED_NORM if self.model.layer_norm else self.stack.norm
-
-    def products(self, linear: Linear, shapes: Sequence[Shape], output_bytes: float = 2.0) -> _Work:
-        """Products m x n x k, in one kernel."""
-        kind = self.parallel.compute_format if self.casts(linear) else self.plain
-        flops = sum(2.0 * m * n * k for m, n, k in shapes)
-        family = "grouped_gemm" if linear.copies > 1 else "gemm"
-        alone, beside = (
-            self.cluster.products_seconds(family, shapes, kind, sms, output_bytes) for sms in (None, self._left())
-        )
-        return _Work(alone, beside, flops, (Kernel(family, kind, tuple(shapes), flops, alone, output_bytes),))
-
-    def each(self, elements: float, traffic: Iterable[float]) -> _Work:
-        """A kernel for each number of bytes an element."""
-        return self.moved(*(elements * size for size in traffic))
-
-    def attention(self, core: Core, backward: bool) -> _Work:
-        """The core, fused or not."""
-        return self._fused_core(core, backward) if self.stack.fused_attention else self._unfused_core(core, backward)
-
-    def _unfused_core(self, core: Core, backward: bool) -> _Work:
-        """Products over all pairs, masked ones too, with a softmax and a dropout of the scores between them, and copies
-        to and from rows of heads. Backward, each product gives two."""
-        p = self.parallel
-        queries, keys = _ceil(p.sequence, p.cp), p.sequence
-        batch = p.microbatch_size * _ceil(core.heads, p.tp)
-        if backward:
-            shapes = [(queries, keys, core.v_dim), (keys, core.v_dim, queries)]
-            shapes += [(queries, core.qk_dim, keys), (keys, core.qk_dim, queries)]
-        else:
-            shapes = [(queries, keys, core.qk_dim), (queries, core.v_dim, keys)]
-        products = [self._batched(batch, *shape) for shape in shapes]
-        scores = float(batch * queries * keys)
-        softmax = EAGER_SOFTMAX if batch % self.stack.softmax_multiple else SOFTMAX
-        between = [softmax, DROPOUT] if self.stack.dropout else [softmax]
-        moving = [self.each(scores, traffic.backward if backward else traffic.forward) for traffic in between]
-        copied = 4.0 * batch * queries * core.v_dim * (3 if backward else 1)
-        return _together([*products, *moving, self.moved(copied)])
-
-    def _batched(self, batch: int, m: int, n: int, k: int) -> _Work:
-        """A product for each head of each sequence, in one kernel, by the curve of a single one."""
-        flops, shapes = 2.0 * batch * m * n * k, ((m, n, k),) * batch
-        alone, beside = (self.cluster.products_seconds("gemm", shapes, self.plain, sms) for sms in (None, self._left()))
-        return _Work(alone, beside, flops, (Kernel("gemm", self.plain, shapes, flops, alone),))
-
-    def _fused_core(self, core: Core, backward: bool) -> _Work:
-        ratio, shape = self.stack.attention_ratio, self.attended(core)
-        flops = core.flops(self.parallel.sequence / 2) * (1 + backward) * self.tokens * shape.heads / core.heads
-        alone, beside = (
-            ratio * self.cluster.attention_seconds(shape, self.plain, backward, sms) for sms in (None, self._left())
-        )
-        family = "attention_backward" if backward else "attention_forward"
-        return _Work(alone, beside, flops, (Kernel(family, self.plain, (shape,), flops, alone),))
-
-    # Steps.
-
-    def step(self, name: str, phase: str, *works: _Work, stream: str = "compute") -> Step:
-        seconds, beside, flops, kernels = _together(works)
-        gaps = len(kernels) * self.cluster.gpu.kernel_gap
-        return Step(name, phase, stream, seconds, beside, latency=gaps, flops=flops, kernels=kernels)
-
-    def transfer(self, name: str, phase: str, exchange: Exchange, stream: str) -> Step:
-        return Step(name, phase, stream, sms=self.parallel.communication_sms, **exchange._asdict())
-
-
 # A Linear.
 
 
-def _linear_forward(share: _Share, linear: Linear, phase: str) -> Iterator[Step]:
+def _linear_forward(share: TimedShare, linear: Linear, phase: str) -> Iterator[Step]:
     shapes = share.shapes(linear)
     rows, fan_in, fan_out = _summed(shapes)
     works = []
@@ -347,7 +80,7 @@ def _linear_forward(share: _Share, linear: Linear, phase: str) -> Iterator[Step]
         yield share.step(f"{linear.name}.dropout", phase, share.each(share.own * fan_out, DROPOUT.forward))
 
 
-def _linear_input(share: _Share, linear: Linear, phase: str) -> Iterator[Step]:
+def _linear_input(share: TimedShare, linear: Linear, phase: str) -> Iterator[Step]:
     shapes = share.shapes(linear)
     rows, fan_in, fan_out = _summed(shapes)
     grown, taken = 3.0 * rows * fan_out, 3.0 * rows * fan_in
@@ -373,7 +106,7 @@ def _linear_input(share: _Share, linear: Linear, phase: str) -> Iterator[Step]:
     yield from _reduce(share, linear, phase, "input")
 
 
-def _linear_weight(share: _Share, linear: Linear, phase: str) -> Iterator[Step]:
+def _linear_weight(share: TimedShare, linear: Linear, phase: str) -> Iterator[Step]:
     """Added to the gradient. Experts alternate between two streams, as in the trace."""
     shapes = share.shapes(linear)
     rows, fan_in, fan_out = _summed(shapes)
@@ -396,7 +129,7 @@ def _summed(shapes: Sequence[Shape]) -> Shape:
     return sum(shape[0] for shape in shapes), *shapes[0][1:]
 
 
-def _gather(share: _Share, linear: Linear, phase: str, of: str) -> Iterator[Step]:
+def _gather(share: TimedShare, linear: Linear, phase: str, of: str) -> Iterator[Step]:
     """Before a product that needs all tokens, where each GPU has some. Experts keep what they gathered."""
     expert = linear.copies > 1
     closing = linear.name in ROW_PARALLEL
@@ -405,7 +138,7 @@ def _gather(share: _Share, linear: Linear, phase: str, of: str) -> Iterator[Step
         yield from _tensor(share, linear, phase, "gather", linear.fan_out if closing else linear.fan_in)
 
 
-def _reduce(share: _Share, linear: Linear, phase: str, of: str) -> Iterator[Step]:
+def _reduce(share: TimedShare, linear: Linear, phase: str, of: str) -> Iterator[Step]:
     """Behind a product that makes partial sums."""
     closing = linear.name in ROW_PARALLEL
     if of == ("forward" if closing else "input"):
@@ -413,7 +146,7 @@ def _reduce(share: _Share, linear: Linear, phase: str, of: str) -> Iterator[Step
         yield from _tensor(share, linear, phase, kind, linear.fan_out if closing else linear.fan_in)
 
 
-def _tensor(share: _Share, linear: Linear, phase: str, kind: str, width: int) -> Iterator[Step]:
+def _tensor(share: TimedShare, linear: Linear, phase: str, kind: str, width: int) -> Iterator[Step]:
     expert = linear.copies > 1
     size = share.parallel.etp if expert else share.parallel.tp
     if size > 1 and linear.name not in WHOLE:
@@ -421,7 +154,7 @@ def _tensor(share: _Share, linear: Linear, phase: str, kind: str, width: int) ->
         yield _collective(share, kind, linear.name, phase, 2.0 * rows * width, size)
 
 
-def _collective(share: _Share, kind: str, name: str, phase: str, size: float, ranks: int, apart: int = 1) -> Step:
+def _collective(share: TimedShare, kind: str, name: str, phase: str, size: float, ranks: int, apart: int = 1) -> Step:
     """A collective of a group of ranks, `apart` from each other."""
     kinds = {"gather": collectives.all_gather, "scatter": collectives.reduce_scatter, "reduce": collectives.all_reduce}
     return share.transfer(f"{name}.{kind}", phase, kinds[kind](share.cluster, size, ranks, apart), "tensor-parallel")
@@ -430,29 +163,29 @@ def _collective(share: _Share, kind: str, name: str, phase: str, size: float, ra
 # Attention between the projections.
 
 
-def _rotary(share: _Share, core: Core, phase: str) -> Iterator[Step]:
+def _rotary(share: TimedShare, core: Core, phase: str) -> Iterator[Step]:
     """Every query and key read and written once."""
     if not share.model.positions:
         width = (core.heads + core.kv_heads) * core.qk_dim / share.parallel.tp
         yield share.step("attention.rotary", phase, share.each(share.tokens * width, share.stack.rotary.forward))
 
 
-def _context(share: _Share, core: Core, phase: str, *kinds: str) -> Iterator[Step]:
+def _context(share: TimedShare, core: Core, phase: str, *kinds: str) -> Iterator[Step]:
     """Keys and values, or their gradients, of the other context-parallel ranks."""
     p = share.parallel
     if p.cp > 1:
-        size = 2.0 * p.tokens * _ceil(core.kv_heads, p.tp) * (core.qk_dim + core.v_dim)
+        size = 2.0 * p.tokens * ceil_div(core.kv_heads, p.tp) * (core.qk_dim + core.v_dim)
         for kind in kinds:
             yield _collective(share, kind, core.name, phase, size, p.cp, p.tp)
 
 
-def _core_forward(share: _Share, core: Core, phase: str) -> Iterator[Step]:
+def _core_forward(share: TimedShare, core: Core, phase: str) -> Iterator[Step]:
     yield from _rotary(share, core, phase)
     yield from _context(share, core, phase, "gather")
     yield share.step(core.name, phase, share.attention(core, backward=False))
 
 
-def _core_input(share: _Share, core: Core, phase: str) -> Iterator[Step]:
+def _core_input(share: TimedShare, core: Core, phase: str) -> Iterator[Step]:
     yield from _context(share, core, phase, "gather")
     yield share.step(core.name, phase, share.attention(core, backward=True))
     yield from _context(share, core, phase, "scatter")
@@ -462,19 +195,19 @@ def _core_input(share: _Share, core: Core, phase: str) -> Iterator[Step]:
 # What moves bytes.
 
 
-def _norm_forward(share: _Share, norm: Norm, phase: str) -> Iterator[Step]:
+def _norm_forward(share: TimedShare, norm: Norm, phase: str) -> Iterator[Step]:
     elements = share.normed(norm)
     add = 6.0 * elements if norm.name in RESIDUAL else 0.0
     yield share.step(norm.name, phase, share.moved(add), share.each(elements, share.norm.forward))
 
 
-def _norm_input(share: _Share, norm: Norm, phase: str) -> Iterator[Step]:
+def _norm_input(share: TimedShare, norm: Norm, phase: str) -> Iterator[Step]:
     elements = share.normed(norm)
     add = 6.0 * elements if norm.name in RESIDUAL else 0.0
     yield share.step(norm.name, phase, share.each(elements, share.norm.backward), share.moved(add))
 
 
-def _activation_forward(share: _Share, activation: Activation, phase: str) -> Iterator[Step]:
+def _activation_forward(share: TimedShare, activation: Activation, phase: str) -> Iterator[Step]:
     elements, inputs = share.inner(activation), 1 + activation.gated
     keep = 3.0 * inputs * elements if share.keeps_fp8 else 0.0
     traffic = share.stack.gate.forward if activation.gated else (4.0,)
@@ -483,7 +216,7 @@ def _activation_forward(share: _Share, activation: Activation, phase: str) -> It
     yield share.step(activation.name, phase, share.each(elements, traffic), share.moved(keep))
 
 
-def _activation_input(share: _Share, activation: Activation, phase: str) -> Iterator[Step]:
+def _activation_input(share: TimedShare, activation: Activation, phase: str) -> Iterator[Step]:
     """An expert's also gives the gradient of the weight that its token came with."""
     elements, inputs = share.inner(activation), 1 + activation.gated
     kept = 3.0 * inputs * elements if share.keeps_fp8 else 0.0
@@ -493,27 +226,27 @@ def _activation_input(share: _Share, activation: Activation, phase: str) -> Iter
     yield share.step(activation.name, phase, *works)
 
 
-def _lookup_forward(share: _Share, lookup: Lookup, phase: str) -> Iterator[Step]:
+def _lookup_forward(share: TimedShare, lookup: Lookup, phase: str) -> Iterator[Step]:
     """The table of tokens is split by rows, so partial results are added up."""
     yield share.step(lookup.name, phase, share.moved(4.0 * share.own * lookup.width))
     kind = "scatter" if share.parallel.sequence_parallel else "reduce"
     yield from _split_table(share, lookup, phase, kind)
 
 
-def _split_table(share: _Share, lookup: Lookup, phase: str, kind: str) -> Iterator[Step]:
+def _split_table(share: TimedShare, lookup: Lookup, phase: str, kind: str) -> Iterator[Step]:
     if share.parallel.tp > 1 and lookup.name == "embedding.tokens":
         size = 2.0 * share.tokens * lookup.width
         yield _collective(share, kind, lookup.name, phase, size, share.parallel.tp)
 
 
-def _lookup_weight(share: _Share, lookup: Lookup, phase: str) -> Iterator[Step]:
+def _lookup_weight(share: TimedShare, lookup: Lookup, phase: str) -> Iterator[Step]:
     """Rows added to in fp32."""
     if share.parallel.sequence_parallel:
         yield from _split_table(share, lookup, phase, "gather")
     yield share.step(lookup.name, phase, share.moved((2.0 + 8.0) * share.own * lookup.width))
 
 
-def _forward(share: _Share, operations: Iterable[Operation], phase: str) -> Iterator[Step]:
+def _forward(share: TimedShare, operations: Iterable[Operation], phase: str) -> Iterator[Step]:
     for operation in operations:
         match operation:
             case Linear():
@@ -528,7 +261,7 @@ def _forward(share: _Share, operations: Iterable[Operation], phase: str) -> Iter
                 yield from _lookup_forward(share, operation, phase)
 
 
-def _input(share: _Share, operations: Sequence[Operation], phase: str) -> Iterator[Step]:
+def _input(share: TimedShare, operations: Sequence[Operation], phase: str) -> Iterator[Step]:
     """In backward order. A table of embeddings has no input to differentiate by."""
     for operation in reversed(operations):
         match operation:
@@ -542,7 +275,7 @@ def _input(share: _Share, operations: Sequence[Operation], phase: str) -> Iterat
                 yield from _activation_input(share, operation, phase)
 
 
-def _weight(share: _Share, operations: Sequence[Operation], phase: str) -> Iterator[Step]:
+def _weight(share: TimedShare, operations: Sequence[Operation], phase: str) -> Iterator[Step]:
     for operation in reversed(operations):
         match operation:
             case Linear():
@@ -554,7 +287,7 @@ def _weight(share: _Share, operations: Sequence[Operation], phase: str) -> Itera
 # Experts.
 
 
-def _exchange(share: _Share, name: str, back: bool) -> Iterator[Step]:
+def _exchange(share: TimedShare, name: str, back: bool) -> Iterator[Step]:
     """Tokens to their experts, or the results `back`; on the busiest GPU."""
     p, experts, model = share.parallel, share.model.experts, share.model
     assert experts
@@ -580,7 +313,7 @@ def _exchange(share: _Share, name: str, back: bool) -> Iterator[Step]:
     yield share.transfer(name, name, exchange, "expert-parallel")
 
 
-def _exchange_copies(share: _Share, name: str, back: bool) -> Iterator[Step]:
+def _exchange_copies(share: TimedShare, name: str, back: bool) -> Iterator[Step]:
     """A plain all-to-all of a copy for each of a token's experts. The copies are put in the order of their GPUs before
     it, on the way back added up behind it; the host waits for their numbers, by which it sizes buffers."""
     p, experts = share.parallel, share.model.experts
@@ -593,14 +326,14 @@ def _exchange_copies(share: _Share, name: str, back: bool) -> Iterator[Step]:
     yield from (sent, copies) if back else (copies, sent._replace(latency=sent.latency + share.stack.host.sync))
 
 
-def _quantise(share: _Share, name: str, phase: str, stream: str) -> Iterator[Step]:
+def _quantise(share: TimedShare, name: str, phase: str, stream: str) -> Iterator[Step]:
     """The cast to fp8 of what is dispatched: with the forward's attention, on the exchange's stream in backward."""
     if share.sent_fp8:
         cast = share.moved(3.0 * share.routed * share.model.hidden)
         yield share.step(name, phase, cast, stream=stream)
 
 
-def _permute(share: _Share, name: str, arrived: bool) -> Step:
+def _permute(share: TimedShare, name: str, arrived: bool) -> Step:
     """Tokens that `arrived` copied to the experts' rows, or added up from them."""
     read = 1.0 if arrived and share.sent_fp8 else 2.0
     written = 1.0 if arrived and share.sent_fp8 and share.fp8 else 2.0
@@ -623,7 +356,7 @@ class _Moe(NamedTuple):
         return cls(*map(tuple, parts))
 
 
-def _moe_forward(share: _Share, moe: _Moe) -> Iterator[Step]:
+def _moe_forward(share: TimedShare, moe: _Moe) -> Iterator[Step]:
     """Norm and router count as attention: the dispatch waits for them."""
     yield from _forward(share, moe.before, "attention")
     yield from _quantise(share, "dispatch.cast", "attention", "compute")
@@ -635,7 +368,7 @@ def _moe_forward(share: _Share, moe: _Moe) -> Iterator[Step]:
     yield from _exchange(share, "combine", back=True)
 
 
-def _moe_input(share: _Share, moe: _Moe) -> Iterator[Step]:
+def _moe_input(share: TimedShare, moe: _Moe) -> Iterator[Step]:
     """Combine's backward dispatches gradients, and dispatch's combines them."""
     yield from _quantise(share, "combine.cast", "combine", "expert-parallel")
     yield from _exchange(share, "combine", back=False)
@@ -647,7 +380,7 @@ def _moe_input(share: _Share, moe: _Moe) -> Iterator[Step]:
     yield from _input(share, moe.before, "attention")
 
 
-def _moe_weight(share: _Share, moe: _Moe) -> Iterator[Step]:
+def _moe_weight(share: TimedShare, moe: _Moe) -> Iterator[Step]:
     for operations, phase in ((moe.experts, "mlp"), (moe.shared, "mlp"), (moe.before, "attention")):
         yield from _weight(share, operations, phase)
 
@@ -655,7 +388,7 @@ def _moe_weight(share: _Share, moe: _Moe) -> Iterator[Step]:
 # Recomputation.
 
 
-def _again(share: _Share, operations: Iterable[Operation], phase: str) -> Iterator[Step]:
+def _again(share: TimedShare, operations: Iterable[Operation], phase: str) -> Iterator[Step]:
     """What recomputation by name runs again; `mla_up` as far as the core's inputs."""
     again = share.parallel.recomputes
     for operation in operations:
@@ -679,7 +412,7 @@ def _recomputed(steps: Iterable[Step], phase: str) -> tuple[Step, ...]:
     return tuple(step._replace(name=f"recompute.{step.name}", phase=phase) for step in steps)
 
 
-def _with_recomputation(share: _Share, layer: Layer, forward: _Halves, inputs: _Halves) -> tuple[Step, ...]:
+def _with_recomputation(share: TimedShare, layer: Layer, forward: _Halves, inputs: _Halves) -> tuple[Step, ...]:
     """The input pass, with what is recomputed in front of the half that needs it, behind combine's backward."""
     again = share.parallel.recomputes
     early = forward.mlp if again("mlp") else tuple(_again(share, layer.mlp, "mlp"))
@@ -709,7 +442,7 @@ class _Halves(NamedTuple):
 def passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack, layer: Layer) -> Passes:
     """A layer's. The forward chain is attention, dispatch, mlp, combine; the backward's combine, mlp, dispatch,
     attention."""
-    share = _Share(model, parallel, cluster, stack)
+    share = TimedShare(model, parallel, cluster, stack)
     if layer.kind == "moe":
         moe = _Moe.of(layer.mlp)
         mlp = (_moe_forward(share, moe), _moe_input(share, moe), _moe_weight(share, moe))
@@ -724,24 +457,24 @@ def passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack, lay
 
 def embedding_passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack) -> Passes:
     """The embedding's: rows looked up, and their gradients added. There is no input to differentiate by."""
-    return _outside(_Share(model, parallel, cluster, stack), model.embedding, "embedding")
+    return _outside(TimedShare(model, parallel, cluster, stack), model.embedding, "embedding")
 
 
 def head_passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack) -> Passes:
     """Final norm, vocabulary head and cross entropy."""
-    return _outside(_Share(model, parallel, cluster, stack), model.head, "head")
+    return _outside(TimedShare(model, parallel, cluster, stack), model.head, "head")
 
 
 def mtp_passes(model: Model, cluster: Cluster, parallel: Parallel, stack: Stack) -> tuple[Passes, ...]:
     """Of each MTP module, one after another: what joins the next token's embedding, a layer, a head with its loss."""
-    share, layer = _Share(model, parallel, cluster, stack), model.layer(model.layers - 1)
+    share, layer = TimedShare(model, parallel, cluster, stack), model.layer(model.layers - 1)
     module, ends = model.mtp_module, len(model.head)
     join = _outside(share, module[: -ends - len(layer.operations)], "mtp")
     inner = passes(model, cluster, parallel, stack, layer)
     return (join, inner, _outside(share, module[-ends:], "mtp")) * model.mtp_modules
 
 
-def _outside(share: _Share, operations: Sequence[Operation], phase: str) -> Passes:
+def _outside(share: TimedShare, operations: Sequence[Operation], phase: str) -> Passes:
     """What is no layer's; a head comes with its loss."""
     loss: tuple[Step, ...] = ()
     grown: tuple[Step, ...] = ()

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from itertools import groupby, zip_longest
 from typing import NamedTuple
 
-from simpipe.simulator.costs.operators import Passes, Step
+from simpipe.simulator.costs.operators import Passes
+from simpipe.simulator.costs.share import Step
 
 COMMUNICATION = ("dispatch", "combine")
 TENSOR = "tensor-parallel"

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from simpipe.simulator.calibration.timings import write_shape
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT
 from simpipe.simulator.costs.model import Activation, Core, Linear, Lookup, Model, Norm, Operation
-from simpipe.simulator.costs.operators import RESIDUAL, Share
+from simpipe.simulator.costs.operators import RESIDUAL
 from simpipe.simulator.costs.parallel import Parallel, expand_precision
+from simpipe.simulator.costs.share import Share
 from simpipe.simulator.errors import ParallelError
 
 FORMATS = ("bf16", "fp16", "tf32", "fp32")

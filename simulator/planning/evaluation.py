@@ -18,7 +18,7 @@ from simpipe.simulator import case as cases
 from simpipe.simulator import slots
 from simpipe.simulator.case import Case
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.model import SHAPE_KEYS
+from simpipe.simulator.costs.model_files import SHAPE_KEYS
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.efficiency import GB, Efficiency, efficiency, excess, memory_of
 from simpipe.simulator.errors import SimpipeError

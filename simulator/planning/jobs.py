@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simpipe.simulator.costs.model import SHAPE_KEYS
+from simpipe.simulator.costs.model_files import SHAPE_KEYS
 from simpipe.simulator.errors import nearest
 from simpipe.simulator.planning import assumptions, execution, tables
 from simpipe.simulator.planning.evaluation import COLUMNS, EXTRA_KEYS, OK, evaluated

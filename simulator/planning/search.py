@@ -26,7 +26,8 @@ from simpipe import schedules
 from simpipe.simulator import balance, slots
 from simpipe.simulator.costs import memory
 from simpipe.simulator.costs.cluster import load_cluster
-from simpipe.simulator.costs.model import LatentAttention, load_model
+from simpipe.simulator.costs.model import LatentAttention
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import Stage, is_whole
 from simpipe.simulator.costs.stack import load_stack

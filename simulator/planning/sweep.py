@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from simpipe import schedules
-from simpipe.simulator.costs.model import SHAPE_KEYS
+from simpipe.simulator.costs.model_files import SHAPE_KEYS
 from simpipe.simulator.efficiency import GB
 from simpipe.simulator.errors import SimpipeError, nearest, show
 from simpipe.simulator.planning import execution, jobs

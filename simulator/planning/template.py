@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simpipe.simulator.costs.model import SHAPE_KEYS
+from simpipe.simulator.costs.model_files import SHAPE_KEYS
 from simpipe.simulator.planning import tables
 from simpipe.simulator.planning.evaluation import EXTRA_KEYS
 from simpipe.simulator.planning.tables import Row, Sheet

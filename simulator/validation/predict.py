@@ -17,7 +17,8 @@ from simpipe import schedules
 from simpipe.simulator.calibration import slot
 from simpipe.simulator.costs import collectives, operators
 from simpipe.simulator.costs.cluster import Cluster, load_cluster
-from simpipe.simulator.costs.model import GroupedAttention, Mlp, Model, load_model
+from simpipe.simulator.costs.model import GroupedAttention, Mlp, Model
+from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import Parallel, parallel_keys
 from simpipe.simulator.costs.stack import Stack, load_stack
