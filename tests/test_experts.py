@@ -38,11 +38,24 @@ def by_affinity(router: Router, rates: np.ndarray, tokens: int, random: np.rando
     return np.bincount(best.ravel(), minlength=router.experts)
 
 
-@pytest.mark.parametrize("router", [DEEPSEEK, Router(16, 4, 4, 2), Router(12, 2, 4, 2), Router(8, 2), Router(6, 6)])
-def test_routing_has_the_distribution_of_affinities_computed(router: Router) -> None:
-    """Expert by expert, the difference of two samples is within what their binomial deviations allow."""
+@pytest.mark.parametrize("spread", [0.0, 1.2, 10.0])
+@pytest.mark.parametrize(
+    "router",
+    [
+        DEEPSEEK,
+        Router(16, 4, 4, 2),
+        Router(12, 2, 4, 2),
+        Router(12, 4, 4, 2),
+        Router(8, 3, 8, 4),
+        Router(8, 2),
+        Router(6, 6),
+    ],
+)
+def test_routing_has_the_distribution_of_affinities_computed(router: Router, spread: float) -> None:
+    """Expert by expert, the difference of two samples is within what their binomial deviations allow. Where affinities
+    lie far apart, one expert has nearly all of its group's rate."""
     random = np.random.default_rng(7)
-    rates, tokens = np.exp(random.normal(0, 1.2, router.experts)), 60_000
+    rates, tokens = np.exp(random.normal(0, spread, router.experts)), 60_000
     ours, theirs = drawn(router, rates, tokens), by_affinity(router, rates, tokens, random)
     share = (ours + theirs) / (2 * tokens)
     deviation = np.sqrt(2 * tokens * np.maximum(share * (1 - share), 1e-12))

@@ -3,7 +3,8 @@
 An affinity is popularity + noise x Gumbel, and selection adds a bias: the k experts of the largest are the first k to
 arrive of independent Poisson processes with rates exp((popularity + bias) / noise) (the largest of Gumbels is the
 smallest of exponentials). So arrivals are drawn, the next one's expert from an alias table, and an expert that is there
-already is passed over: a token takes some 20 draws where 256 affinities and a sort would be the alternative.
+already is passed over: a token takes some 20 draws where 256 affinities and a sort would be the alternative. Many
+tokens are drawn side by side, in loops that processors run for several at once.
 
 Node-limited routing is DeepSeek-V3's (arXiv 2412.19437, section 2.1.2): groups are ranked by the sum of the best
 topk / limit affinities in each (2 of them here where that would be more), the best `limit` groups are kept, and the
@@ -13,8 +14,8 @@ there too.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import NamedTuple
 
 import numba
@@ -56,7 +57,7 @@ def route(router: Router, rates: Floats, tokens: int, seeds: Words, workers: int
 
     def part(number: int) -> None:
         own = slice(number * layers // workers, (number + 1) * layers // workers)
-        _route(*router[1:], router.judged, rates[own], tokens, seeds[own], *_ziggurat(), counts[own])
+        _route(*router[1:], router.judged, rates[own], tokens, seeds[own], counts[own])
 
     if workers == 1:
         part(0)
@@ -66,26 +67,20 @@ def route(router: Router, rates: Floats, tokens: int, seeds: Words, workers: int
     return counts
 
 
-@cache
-def _ziggurat() -> tuple[Floats, Floats]:
-    """Edges and heights of 256 layers of equal area under exp(-x) (Marsaglia and Tsang, JSS 5-8, 2000)."""
-    edge, area = 7.69711747013104972, 0.0039496598225815571993
-    x = np.zeros(257)
-    x[0], x[1] = area * np.exp(edge), edge
-    for layer in range(2, 256):
-        x[layer] = -np.log(area / x[layer - 1] + np.exp(-x[layer - 1]))
-    return x, np.exp(-x)
-
-
 GOLDEN, MIX_A, MIX_B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 """SplitMix64, a generator of 64-bit words (Steele, Lea, Flood 2014): a counter times GOLDEN, mixed."""
 
-S8, S27, S28, S30, S31, S36 = (np.uint64(shift) for shift in (8, 27, 28, 30, 31, 36))
-LOW8, LOW28 = np.uint64(255), np.uint64((1 << 28) - 1)
-UNIT28, WHOLE28, LOW32 = 2.0**-28, 1 << 28, (1 << 32) - 1
+S27, S28, S30, S31, S36 = (np.uint64(shift) for shift in (27, 28, 30, 31, 36))
+LOW28, LOW36 = np.uint64((1 << 28) - 1), np.uint64((1 << 36) - 1)
+WHOLE28, LOW32 = 1 << 28, (1 << 32) - 1
+"""A word's upper 28 bits say which expert arrives, its lower 36 when."""
+
+MANTISSA, ONE = (1 << 52) - 1, 1023 << 52
+"""Of a float64: the bits of its fraction, and those of 1.0."""
+ROOT2, LN2 = math.sqrt(2.0), math.log(2.0)
 
 BATCH = 256
-"""Tokens whose first two arrivals in every group are drawn together."""
+"""Tokens whose arrivals are drawn together."""
 
 REPEATS = 12
 """Arrivals passed over in a row from which the next new expert is found by going through those that are left."""
@@ -98,25 +93,21 @@ def _mixed(state: np.uint64) -> np.uint64:
     return z ^ (z >> S31)
 
 
-@numba.njit(cache=True, nogil=True)
-def _tail(state: np.uint64, word: np.uint64, edges: Floats, heights: Floats) -> tuple[np.uint64, float]:
-    """An exponential from `word`, where the ziggurat's quick test failed or may fail."""
-    beyond = 0.0
-    while True:
-        layer = np.intp(word & LOW8)
-        x = float(np.int64((word >> S8) & LOW28)) * UNIT28 * edges[layer]
-        if x < edges[layer + 1]:
-            return state, beyond + x
-        state += GOLDEN
-        word = _mixed(state)
-        if layer == 0:
-            beyond += edges[1]
-        else:
-            up = float(np.int64(word >> S36)) * UNIT28
-            if heights[layer] + up * (heights[layer + 1] - heights[layer]) < np.exp(-x):
-                return state, beyond + x
-            state += GOLDEN
-            word = _mixed(state)
+@numba.njit(cache=True, nogil=True, inline="always", error_model="numpy")
+def _wait(word: np.uint64) -> float:
+    """An exponential of mean 1: -log of the middle of one of 2^36 equal parts of (0, 1), to 2e-15.
+
+    log x = exponent log 2 + log sqrt 2 + 2 atanh s, s = (m - sqrt 2) / (m + sqrt 2) at most 0.172 for a mantissa m from
+    1 to 2. Written out, so that it is computed for many tokens at once.
+    """
+    bits = np.float64((float(np.int64(word & LOW36)) + 0.5) * 2.0**-36).view(np.int64)
+    mantissa = np.int64((bits & MANTISSA) | ONE).view(np.float64)
+    s = (mantissa - ROOT2) / (mantissa + ROOT2)
+    q = s * s
+    series = 1 + q * (
+        1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13 + q * (1 / 15 + q / 17))))))
+    )
+    return (1022.5 - float(bits >> 52)) * LN2 - 2 * s * series
 
 
 @numba.njit(cache=True, nogil=True)
@@ -157,18 +148,18 @@ def _drawn(place: np.uint64, table: Ints, first: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _has(found: Ints, start: int, end: int, expert: int) -> bool:
+def _among(gone: Ints, token: int, expert: int) -> bool:
     known = False
-    for i in range(start, end):
-        known |= found[i] == expert
+    for earlier in range(len(gone)):
+        known |= gone[earlier, token] == expert
     return known
 
 
 @numba.njit(cache=True, nogil=True)
 def _other(
-    state: np.uint64, first: int, size: int, rates: Floats, table: Ints, found: Ints, start: int, end: int
+    state: np.uint64, first: int, size: int, rates: Floats, table: Ints, gone: Ints, token: int
 ) -> tuple[np.uint64, int]:
-    """An expert of a group that is not among found[start:end], by the rates of those left.
+    """An expert of a group that is not among a token's `gone`, by the rates of those left.
 
     Those that are there are passed over; after REPEATS of them the rest is gone through.
     """
@@ -176,15 +167,15 @@ def _other(
     for _ in range(REPEATS):
         state += GOLDEN
         expert = first + _drawn((_mixed(state) >> S36) * np.uint64(size), table, first)
-        if not _has(found, start, end, expert):
+        if not _among(gone, token, expert):
             return state, expert
     left = 0.0
     for i in range(first, first + size):
-        left += 0.0 if _has(found, start, end, i) else rates[i]
+        left += 0.0 if _among(gone, token, i) else rates[i]
     state += GOLDEN
-    aim = float(np.int64(_mixed(state) >> S36)) * UNIT28 * left
+    aim = float(np.int64(_mixed(state) >> S36)) / WHOLE28 * left
     for i in range(first, first + size):
-        if not _has(found, start, end, i):
+        if not _among(gone, token, i):
             expert = i
             aim -= rates[i]
             if aim < 0.0:
@@ -192,169 +183,134 @@ def _other(
     return state, expert
 
 
-@numba.njit(cache=True, nogil=True)
-def _first(
-    state: np.uint64, rates: Floats, total: float, table: Ints, edges: Floats, heights: Floats,
-    times: Floats, found: Ints,
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _arrive(
+    state: np.uint64, size: int, rates: Floats, table: Ints, wanted: Ints, first: Ints, gone: Ints, left: Floats,
+    times: Floats, found: Ints, again: Ints,
 ) -> np.uint64:  # fmt: skip
-    """The first arrival of a group for each of many tokens, `times` and `found`; loops without branches."""
-    count, inverse = np.uint64(len(rates)), 1.0 / total
-    begun = state
+    """The next arrival for each of many tokens: `times` moves on to it, `found` is its expert.
+
+    (tokens,) wanted: 1 where there is one; first: its group's first expert; left: rate of those of its group that have
+    not arrived, without this one when done. gone: (arrivals, tokens) experts that have. `again` is room for as many.
+    """
+    count, wait = np.uint64(size), np.empty(len(times))
     for i in range(len(times)):
         state += GOLDEN
         word = _mixed(state)
-        layer = np.intp(word & LOW8)
-        x = float(np.int64((word >> S8) & LOW28)) * UNIT28 * edges[layer]
-        found[i] = _drawn((word >> S36) * count, table, 0)
-        times[i] = x * inverse if x < edges[layer + 1] else -1.0
+        found[i] = np.int64((word >> S36) * count)
+        wait[i] = _wait(word)
+    for i in range(len(times)):  # apart, since look-ups would keep what stands above from being done for many at once
+        found[i] = first[i] + _drawn(np.uint64(found[i]), table, first[i])
+        again[i] = 0
+    for earlier in range(len(gone)):
+        for i in range(len(times)):
+            again[i] |= gone[earlier, i] == found[i]
     for i in range(len(times)):
-        if times[i] < 0.0:
-            word = _mixed(begun + GOLDEN * np.uint64(i + 1))
-            state, x = _tail(state, word, edges, heights)
-            times[i] = x * inverse
+        if again[i] & wanted[i]:
+            state, found[i] = _other(state, first[i], size, rates, table, gone, i)
+    for i in range(len(times)):
+        rate = rates[found[i]]
+        times[i] += wait[i] / max(left[i], rate)  # what is left may be less than it by rounding
+        left[i] -= rate
     return state
 
 
 @numba.njit(cache=True, nogil=True)
-def _second(
-    state: np.uint64, rates: Floats, total: float, table: Ints, edges: Floats, heights: Floats,
-    times: Floats, found: Ints, later: Floats, next_found: Ints, left: Floats,
-) -> np.uint64:  # fmt: skip
-    """The second arrivals, `later` and `next_found`; `left` is room for one over the rate of all but each expert."""
-    count = np.uint64(len(rates))
-    for i in range(len(rates)):
-        left[i] = 1.0 / max(total - rates[i], 1e-300)
-    begun = state
-    for i in range(len(times)):
-        state += GOLDEN
-        word = _mixed(state)
-        layer = np.intp(word & LOW8)
-        x = float(np.int64((word >> S8) & LOW28)) * UNIT28 * edges[layer]
-        drawn = _drawn((word >> S36) * count, table, 0)
-        next_found[i] = drawn
-        later[i] = times[i] + x * left[found[i]] if (x < edges[layer + 1]) & (drawn != found[i]) else -1.0
-    for i in range(len(times)):
-        if later[i] < 0.0:
-            word = _mixed(begun + GOLDEN * np.uint64(i + 1))
-            layer = np.intp(word & LOW8)
-            x = float(np.int64((word >> S8) & LOW28)) * UNIT28 * edges[layer]
-            if x >= edges[layer + 1]:
-                state, x = _tail(state, word, edges, heights)
-            later[i] = times[i] + x * left[found[i]]
-            if next_found[i] == found[i]:
-                state, next_found[i] = _other(state, 0, len(rates), rates, table, found, i, i + 1)
-    return state
-
-
-@numba.njit(cache=True, nogil=True)
-def _judge(judged: int, times: Floats, score: Floats, place: Ints, n: int) -> None:
-    """How many groups come before each, for each of n tokens: of those with the smaller product of times."""
-    groups = len(score)
-    for g in range(groups):
-        for i in range(n):
-            score[g, i] = times[0, g, i] * times[1, g, i] if judged == 2 else times[0, g, i]
-            place[g, i] = 0
+def _judge(judged: int, limit: int, times: Floats) -> None:
+    """First arrivals of groups that a token may not take, those with the larger products of times, become never."""
+    _, groups, tokens = times.shape
+    score, place = times[0] * times[1] if judged == 2 else times[0].copy(), np.zeros((groups, tokens), np.int64)
     for g in range(1, groups):
         for before in range(g):
-            for i in range(n):
+            for i in range(tokens):
                 later = np.int64(score[before, i] <= score[g, i])
                 place[g, i] += later
                 place[before, i] += 1 - later
+    for g in range(groups):
+        for i in range(tokens):
+            times[0, g, i] = times[0, g, i] if place[g, i] < limit else np.inf
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
-def _take(
-    state: np.uint64, token: int, topk: int, limit: int, size: int, ahead: int, stride: int, times: Floats, found: Ints,
-    place: Ints, rate: Floats, total: Floats, table: Ints, edges: Floats, heights: Floats, own_times: Floats,
-    own_found: Ints, rest: Floats, head: Floats, chosen: Ints, at: Ints, count: Ints,
+@numba.njit(cache=True, nogil=True)
+def _earliest(head: Floats, low: Floats, best: Ints) -> None:
+    """The group of each token whose next arrival is first, and its time."""
+    low[:], best[:] = head[0], 0
+    for g in range(1, len(head)):
+        for i in range(len(low)):
+            sooner = head[g, i] < low[i]
+            low[i] = head[g, i] if sooner else low[i]
+            best[i] = g if sooner else best[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def _batch(
+    state: np.uint64, topk: int, limit: int, judged: int, rates: Floats, total: Floats, table: Ints,
+    picked: Ints,
 ) -> np.uint64:  # fmt: skip
-    """A token's experts, added to `count`: the earliest arrivals of the groups it may take, drawn on where they end.
+    """(topk, tokens) experts of each token, best first, `picked` by one sequence's rates.
 
-    own_times, own_found: (limit x stride,) arrivals of each of those groups. rest: rate of its experts that are not
-    there. head: time of its next arrival, at: that one's number; chosen: its first expert.
+    The first two arrivals of every group say which groups it may take; then topk times the earliest arrival of those
+    is taken, and the next one of its group, where that was not the first, is drawn.
     """
-    taking = 0
-    for g in range(len(total)):
-        if place[g, token] < limit:
-            chosen[taking] = g * size
-            at[taking] = 0
-            left = total[g]
-            for number in range(ahead):
-                expert = g * size + found[number, g, token]
-                own_times[taking * stride + number] = times[number, g, token]
-                own_found[taking * stride + number] = expert
-                left -= rate[expert]
-            rest[taking] = left
-            head[taking] = times[0, g, token]
-            taking += 1
+    groups, tokens, size = len(total), picked.shape[1], len(rates) // len(total)
+    times, found = np.zeros((2, groups, tokens)), np.empty((2, groups, tokens), np.int64)
+    left, taken = np.empty((groups, tokens)), np.zeros((groups, tokens), np.int64)
+    time, best, first, rest = np.empty(tokens), np.empty(tokens, np.int64), np.empty(tokens, np.int64), np.empty(tokens)
+    drawn, again, wanted = np.empty(tokens, np.int64), np.empty(tokens, np.int64), np.ones(tokens, np.int64)
+    for g in range(groups):
+        first[:], left[g] = g * size, total[g]
+        for number in range(min(2, size)):
+            if number:
+                times[1, g] = times[0, g]
+            state = _arrive(
+                state, size, rates, table, wanted, first, found[:number, g], left[g], times[number, g],
+                found[number, g], again,
+            )  # fmt: skip
+    if judged:
+        _judge(judged, limit, times)
     for number in range(topk):
-        best = 0
-        for one in range(1, limit):
-            best = one if head[one] < head[best] else best
-        start, now = best * stride, at[best]
-        count[own_found[start + now]] += 1
-        now += 1
-        at[best] = now
-        if now < ahead:
-            head[best] = own_times[start + now]
-        elif now == size:
-            head[best] = np.inf
-        elif number < topk - 1:
-            first = chosen[best]
-            state += GOLDEN
-            word = _mixed(state)
-            layer = np.intp(word & LOW8)
-            x = float(np.int64((word >> S8) & LOW28)) * UNIT28 * edges[layer]
-            expert = first + _drawn((word >> S36) * np.uint64(size), table, first)
-            if x >= edges[layer + 1]:
-                state, x = _tail(state, word, edges, heights)
-            if _has(own_found, start, start + now, expert):
-                state, expert = _other(state, first, size, rate, table, own_found, start, start + now)
-            own_found[start + now] = expert
-            head[best] += x / max(rest[best], rate[expert])
-            rest[best] -= rate[expert]
+        _earliest(times[0], time, best)
+        for i in range(tokens):
+            picked[number, i] = found[0, best[i], i]
+        if number == topk - 1:
+            break
+        for i in range(tokens):
+            g = best[i]
+            taken[g, i] += 1
+            first[i], rest[i] = g * size, left[g, i]
+            wanted[i] = (taken[g, i] > 1) & (taken[g, i] < size)
+        state = _arrive(state, size, rates, table, wanted, first, picked[: number + 1], rest, time, drawn, again)
+        for i in range(tokens):
+            g = best[i]
+            known = taken[g, i] == 1
+            next_time = times[1, g, i] if known else time[i]
+            times[0, g, i] = np.inf if taken[g, i] == size else next_time
+            found[0, g, i] = found[1, g, i] if known else drawn[i]
+            left[g, i] = left[g, i] if known else rest[i]
     return state
 
 
 @numba.njit(cache=True, nogil=True)
 def _route(
-    topk: int, groups: int, limit: int, judged: int, rates: Floats, tokens: int, seeds: Words, edges: Floats,
-    heights: Floats, counts: Ints,
+    topk: int, groups: int, limit: int, judged: int, rates: Floats, tokens: int, seeds: Words, counts: Ints,
 ) -> None:  # fmt: skip
-    """Layers one after the other, sequences in batches of tokens: arrivals, then which groups, then which experts."""
+    """Layers one after the other, sequences in batches of tokens."""
     layers, sequences, experts = rates.shape
-    if judged == 0:
-        groups = limit = 1
+    groups = groups if judged else 1
     size = experts // groups
-    ahead, stride = min(2, size), max(topk, 2)
-    table, stack = np.empty(experts, np.int64), np.empty(size, np.int64)
-    left, total = np.empty(size), np.empty(groups)
-    times, found = np.empty((2, groups, BATCH)), np.empty((2, groups, BATCH), np.int64)
-    score, place = np.empty((groups, BATCH)), np.empty((groups, BATCH), np.int64)
-    own_times, own_found = np.empty(limit * stride), np.empty(limit * stride, np.int64)
-    rest, head = np.empty(limit), np.empty(limit)
-    chosen, at = np.empty(limit, np.int64), np.empty(limit, np.int64)
+    table, total = np.empty(experts, np.int64), np.empty(groups)
+    share, stack = np.empty(size), np.empty(size, np.int64)
+    picked = np.empty((topk, BATCH), np.int64)
     for layer in range(layers):
         state = seeds[layer]
         for sequence in range(sequences):
             rate, count = rates[layer, sequence], counts[layer, sequence]
             for g in range(groups):
                 a, b = g * size, (g + 1) * size
-                total[g] = _alias(rate[a:b], table[a:b], left, stack)
+                total[g] = _alias(rate[a:b], table[a:b], share, stack)
             for begin in range(0, tokens, BATCH):
-                n = min(BATCH, tokens - begin)
-                for g in range(groups):
-                    a, b = g * size, (g + 1) * size
-                    own, drawn = times[:, g, :n], found[:, g, :n]
-                    state = _first(state, rate[a:b], total[g], table[a:b], edges, heights, own[0], drawn[0])
-                    if ahead == 2:
-                        state = _second(
-                            state, rate[a:b], total[g], table[a:b], edges, heights, own[0], drawn[0], own[1], drawn[1],
-                            left,
-                        )  # fmt: skip
-                _judge(judged, times, score, place, n)
-                for token in range(n):
-                    state = _take(
-                        state, token, topk, limit, size, ahead, stride, times, found, place, rate, total, table, edges,
-                        heights, own_times, own_found, rest, head, chosen, at, count,
-                    )  # fmt: skip
+                own = picked[:, : min(BATCH, tokens - begin)]
+                state = _batch(state, topk, limit, judged, rate, total, table, own)
+                for number in range(topk):
+                    for expert in own[number]:
+                        count[expert] += 1
