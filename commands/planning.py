@@ -63,12 +63,14 @@ def batch(
     if template:
         if cases is not None:
             raise SimpipeError(f"--template writes an example; it takes no table {cases}")
+        check_outs(outs, views=False)
         for path in outs:
             templates.write(path)
         print("\n".join(f"wrote {path}" for path in outs))
         return
     if cases is None:
         raise SimpipeError("batch takes a table of scenarios, as cases.csv; --template writes one to start from")
+    check_outs(outs, source=cases)
     job, remarks = jobs.of_table(tables.read(cases), cases)
     for remark in remarks:
         typer.echo(f"simpipe: {cases}: {remark}", err=True)
@@ -90,13 +92,15 @@ def sweep(
     """
     from simpipe.simulator.planning import sweep as sweeps
 
+    outs = out or ["results.csv"]
+    check_outs(outs)
     read = sweeps.read(plan)
     if objective is not None:
         read = replace(read, objective=sweeps.objective_of(objective, "--objective"))
     job, pruned = sweeps.job_of(read)
     for line in [] if json else sweeps.told(pruned):
         print(f"pruned {line}")
-    run_job(job, out or ["results.csv"], executor, workers, json, {"pruned": dict(pruned)})
+    run_job(job, outs, executor, workers, json, {"pruned": dict(pruned)})
 
 
 def plan(
@@ -167,7 +171,6 @@ def run_job(
     """Run a job to its outputs, and say what it came to; `more` goes into the JSON."""
     from simpipe.simulator.planning import execution, jobs
 
-    check_outs(outs)
     try:
         with execution.executor_of(executor, workers, job.count) as (pool, count), jobs.progress(job) as heard:
             tally = jobs.run(job, outs, pool, count, heard, write_rows)
@@ -180,15 +183,18 @@ def run_job(
         print("\n".join([*jobs.summary(job, tally), *(f"wrote {path}" for path in outs)]))
 
 
-def check_outs(outs: list[str]) -> None:
-    """Refuse outputs whose endings name no format, or that have no folder, before anything is computed."""
+def check_outs(outs: list[str], views: bool = True, source: str | None = None) -> None:
+    """Refuse, before anything is computed, outputs whose endings name no format, that have no folder, or that are the
+    table that is read."""
     from simpipe.simulator.files import check_place
     from simpipe.simulator.planning import tables
 
-    for out in outs:
-        if Path(out).suffix.lower() not in VIEWS:
+    for out in map(Path, outs):
+        if not views or out.suffix.lower() not in VIEWS:
             tables.ending_of(out, OutputError)
-        check_place(Path(out))
+        check_place(out)
+        if source is not None and out.exists() and Path(source).exists() and out.samefile(source):
+            raise OutputError(f"{out} cannot be written: it is the table that is read; name another")
 
 
 def write_rows(out: str, columns: Iterable[str], rows: Iterable[dict[str, Any]], sheet: Sheet) -> None:

@@ -11,12 +11,19 @@ from simpipe.simulator.errors import OutputError
 
 
 def check_place(path: Path) -> None:
-    """Refuse, before any work, a file whose folder is not there, or a folder in its place. Raises OutputError."""
+    """Refuse, before any work, a file whose folder is not there or takes none, or a folder in its place.
+
+    Raises OutputError.
+    """
     try:
         if not path.resolve().parent.is_dir():
             raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")
         if path.is_dir():
             raise OutputError(f"{path} cannot be written: it is a folder; end it with / to fill it")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} cannot be written: it is no regular file")
+        if not os.access(path.resolve().parent, os.W_OK):
+            raise OutputError(f"{path} cannot be written: its folder takes no new files")
     except OSError as error:  # a name that is too long
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
 
@@ -27,12 +34,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
     Raises OutputError, one sentence, where the system refuses.
     """
+    check_place(path)
     target = Path(os.path.realpath(path))
     draft = target.with_name(f".{os.getpid()}.{target.name}")
     try:
-        if path.exists() and not path.is_file():
-            what = "it is a folder; end it with / to fill it" if path.is_dir() else "it is no regular file"
-            raise OutputError(f"{path} cannot be written: {what}")
         yield draft
         os.replace(draft, target)
     except OSError as error:

@@ -1,6 +1,7 @@
 """A spreadsheet of scenarios: what comes back, what is refused, and that interruptions lose and double nothing."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from simpipe.simulator import case as cases
 from simpipe.simulator import slots
 from simpipe.simulator.costs.model import ModelError
 from simpipe.simulator.costs.model_files import load_model
+from simpipe.simulator.errors import OutputError, SimpipeError
 from simpipe.simulator.planning import evaluation, execution, jobs, tables, template
 from simpipe.simulator.planning.execution import Inline, Journal
 from simpipe.simulator.planning.tables import Sheet, TableError
@@ -191,6 +193,8 @@ def test_a_table_comes_back_as_it_was_written(ending: str, tmp_path: Path) -> No
         (b"model,tp\na\n", "line 2 has 1 cells, but the header has 2"),
         ("model,tp\né,1\n".encode() + "é,1\n".encode("latin-1"), "line 3 is not UTF-8 at byte 1; save it as UTF-8"),
         (b'model,tp\n"a,1\n', "line 2 is no CSV: unexpected end of data"),
+        ("model,tp\na,1\n".encode("utf-16-le"), "line 1 holds a NUL, as UTF-16 has them; save it as UTF-8"),
+        (b"model,tp\n" + b"a" * 40_000 + b",1\n", "line 2 has a cell of 40,000 letters; one takes at most 32,767"),
     ],
 )
 def test_a_bad_csv_is_one_sentence(text: bytes, sentence: str, tmp_path: Path) -> None:
@@ -256,6 +260,36 @@ def test_xlsx_has_a_frozen_header_formats_and_assumptions(tmp_path: Path) -> Non
     assert notes["mfu"] == evaluation.COLUMNS["mfu"].meaning
 
 
+def test_results_are_read_back_equal_from_every_format(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "cases.csv",
+        DENSE | {"id": "007", "part": "12345678901234567890", "sequence_parallel": True},
+        DENSE | {"id": "1e999", "part": "x", "gpus": 3},
+    )
+    job, _ = jobs.of_table(tables.read(path), path)
+    outs = [str(tmp_path / f"r{ending}") for ending in tables.ENDINGS]
+    jobs.run(job, outs, Inline(), 1)
+    first, *others = (tables.read(out) for out in outs)
+    assert [row["fits"] for row in first.rows] == [True, None]
+    assert [row["id"] for row in first.rows] == ["007", "1e999"]
+    assert first.rows[0]["part"] == "12345678901234567890"
+    for other in others:
+        assert other.columns == first.columns
+        for row, same in zip(first.rows, other.rows, strict=True):
+            for name, value in row.items():
+                if isinstance(value, float):  # XLSX holds 16 digits
+                    assert same[name] == pytest.approx(value, rel=1e-14)
+                else:
+                    assert same[name] is value or (type(same[name]), same[name]) == (type(value), value)
+
+
+def test_columns_of_results_are_computed_anew(tmp_path: Path) -> None:
+    path = write(tmp_path / "cases.csv", DENSE | {"status": "planned", "mfu": 0.5, "owner": "me"})
+    job, remarks = jobs.of_table(tables.read(path), path)
+    assert remarks == ["columns status to mfu are of results and computed anew"]
+    assert job.columns == [*DENSE, "owner"]
+
+
 # The verb.
 
 
@@ -299,6 +333,15 @@ def test_bad_and_good_rows_go_on_together(tmp_path: Path) -> None:
         (["cases.csv", "--out", "no/r.csv"], "no/r.csv cannot be written: there is no folder no"),
         (["cases.csv", "--out", "r.csv", "--out", "no/r.csv"], "no/r.csv cannot be written: there is no folder no"),
         (["cases.csv", "--out", f"{'x' * 300}.csv"], f"{'x' * 300}.csv cannot be written: File name too long"),
+        (
+            ["cases.csv", "--out", "cases.csv"],
+            "cases.csv cannot be written: it is the table that is read; name another",
+        ),
+        (["--template", "--out", "no/r.csv"], "no/r.csv cannot be written: there is no folder no"),
+        (
+            ["--template", "--out", "r.csv", "--out", "r.html"],
+            "r.html is no table by its ending '.html'; it is .csv, .parquet or .xlsx",
+        ),
         (["cases.csv", "--workers", "0"], "--workers is 0; it takes 1 to 1,024 processes"),
         (["cases.csv", "--workers", "-2"], "--workers is -2; it takes 1 to 1,024 processes"),
         (["cases.csv", "--workers", "99999"], "--workers is 99999; it takes 1 to 1,024 processes"),
@@ -332,6 +375,30 @@ def test_a_journal_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     with Journal(path, "another mark", 3) as journal:
         assert journal.dropped == 2
         assert not any(number in journal for number in range(3))
+
+
+def test_a_full_disk_is_told_and_costs_the_row_in_hand_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.journal"
+    with Journal(path, "mark", 2) as journal:
+        journal.add(0, {"status": "ok"})
+        with monkeypatch.context() as patched:
+
+            def full(data: bytes) -> int:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            patched.setattr(journal, "_write", full)
+            with pytest.raises(OutputError, match="No space left on device; once it can, the same command goes on"):
+                journal.add(1, {"status": "ok"})
+    with Journal(path, "mark", 2) as journal:
+        assert [number in journal for number in range(2)] == [True, False]
+
+
+def test_a_worker_that_is_killed_is_one_sentence() -> None:
+    with (
+        pytest.raises(SimpipeError, match="a worker process was killed"),
+        execution.executor_of("local", 2, 2) as (executor, _),
+    ):
+        executor.submit(os._exit, 1).result()
 
 
 def test_two_processes_do_not_write_one_journal(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from simpipe.simulator.planning.tables import Row
 
 GENERAL = (
     ("a slot", "is one task as long as its operations take when it runs alone; messages and collectives outside "
-     "share links among themselves only"),
-    ("kernels, links", "take the times of the hardware profile's curves; not what hosts and frameworks add"),
+     "share links among themselves only; steps with ZeRO 2 and 3 are run in full"),
+    ("kernels, links", "take the times of the hardware profile's curves; hosts and frameworks add what the stack says"),
     ("replicas", "behave alike: data-parallel pipelines are simulated once"),
     ("mfu", "counts the model's FLOPs with causal attention, without recomputation, over the dense BF16 peak"),
     ("GB, bandwidth", "GB is 1e9 bytes; bandwidths are per direction"),
@@ -21,15 +21,15 @@ GENERAL = (
 
 
 def of(rows: Iterable[Row]) -> list[tuple[str, str]]:
-    """What was assumed of the machines that rows name, in general, and what each column is."""
+    """What was assumed in general, what each column is, and what was assumed of the machines that rows name."""
     names = {str(row["hardware"]): None for row in rows if row.get("hardware")}
-    found = list(GENERAL)
+    found = [*GENERAL, *((name, column.meaning) for name, column in COLUMNS.items())]
     for name in names:
         try:
             found += [(f"{name}: {key}", text) for key, text in _assumed(load_cluster(name))]
         except SimpipeError:
             continue  # the rows that name it say so
-    return found + [(name, column.meaning) for name, column in COLUMNS.items()]
+    return found
 
 
 def _assumed(cluster: Cluster) -> Iterable[tuple[str, str]]:

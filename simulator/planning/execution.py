@@ -13,8 +13,8 @@ import os
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -92,14 +92,21 @@ def executor_of(text: str, workers: int | None, rows: int) -> Iterator[tuple[Exe
         pool = local(count)
         try:
             yield pool, count
+        except BrokenExecutor:
+            raise SimpipeError(
+                "a worker process was killed, perhaps for lack of memory; fewer --workers need less of it"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
     elif scheme == "dask" and found and rest:
         if workers is not None:
             raise SimpipeError("--workers is for local processes; a Dask cluster has its own")
         with _dask(f"tcp://{rest}") as client:
-            count = len(client.scheduler_info(n_workers=-1)["workers"])
-            yield client.get_executor(pure=False, retries=3), max(1, count)
+            versions = client.run(own_version, on_error="return")
+            other = next((address for address, version in versions.items() if version != own_version()), None)
+            if other:
+                raise SimpipeError(f"--executor: the worker at {other} has another simpipe or none; install this one")
+            yield client.get_executor(pure=False, retries=3), max(1, len(versions))
     else:
         raise SimpipeError(f"--executor is {text!r}; it is local or dask://host:port")
 
@@ -181,18 +188,22 @@ class Journal:
     def _first(self) -> bytes:
         return json.dumps({"of": self.mark}).encode() + b"\n"
 
-    def _write(self, data: bytes) -> None:
-        self.file.seek(0, os.SEEK_END)
+    def _write(self, data: bytes) -> int:
+        """Append, and say where that begins."""
+        start = self.file.seek(0, os.SEEK_END)
         self.file.write(data)
         self.file.flush()
+        return start
 
     def add(self, number: int, row: Row) -> None:
-        """Append a row."""
+        """Append a row. Raises OutputError where it cannot be written; those before it are kept."""
         assert self.at[number] < 0, f"row {number} was there"
-        line = json.dumps({"row": number} | row).encode() + b"\n"
-        self.file.seek(0, os.SEEK_END)
-        self.at[number] = self.file.tell()
-        self._write(line)
+        try:
+            self.at[number] = self._write(json.dumps({"row": number} | row).encode() + b"\n")
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written: {error.strerror}; once it can, the same command goes on from it"
+            ) from None
 
     def __getitem__(self, number: int) -> Row:
         self.file.seek(self.at[number])
@@ -207,7 +218,8 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.file.close()
+        with suppress(OSError):  # of what add() could not write
+            self.file.close()
 
     def remove(self) -> None:
         """Delete the file: what it held is elsewhere."""

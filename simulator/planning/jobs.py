@@ -78,6 +78,10 @@ def of_table(table: Table, path: str | Path) -> tuple[Job, list[str]]:
         for name in columns
         if name not in KNOWN and (hint := nearest(name, KNOWN)).startswith("did")
     ]
+    replaced = [name for name in table.columns if name in COLUMNS]
+    if replaced:
+        others = f"s {replaced[0]} to {replaced[-1]} are" if replaced[1:] else f" {replaced[0]} is"
+        remarks.append(f"column{others} of results and computed anew")
     folder = os.path.abspath(Path(path).parent)
     rows = [{name: row[name] for name in columns} for row in table.rows]
     mark = execution.fingerprint(rows, (name for row in rows for name in files(row, folder)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simpipe.simulator.errors import OutputError, SimpipeError
+from simpipe.simulator.errors import OutputError, SimpipeError, show
 from simpipe.simulator.files import atomic
 
 Row = dict[str, Any]
 
 MAX_ROWS, MAX_COLUMNS, MAX_CELL = 1_000_000, 1_000, 32_767
 """Largest table read: the rows of an XLSX sheet, and the letters of one of its cells."""
+
+MAX_DIGITS = 18
+"""Digits of a whole number, that a column of Parquet takes it; one of more is text."""
+
+MAX_WIDTH, NOTE_WIDTH = 48, 100
+"""Letters of a spreadsheet's widest column of results, and of the text of an assumption."""
 
 ENDINGS = (".csv", ".parquet", ".xlsx")
 
@@ -72,6 +79,9 @@ def _table(path: Path, lines: Iterator[tuple[str, list[Any]]]) -> Table:
             continue
         if len(cells) != len(columns):
             raise TableError(f"{path} {place} has {len(cells)} cells, but the header has {len(columns)}")
+        longest = max((len(cell) for cell in cells if isinstance(cell, str)), default=0)
+        if longest > MAX_CELL:
+            raise TableError(f"{path} {place} has a cell of {longest:,} letters; one takes at most {MAX_CELL:,}")
         if len(rows) == MAX_ROWS:
             raise TableError(f"{path} has more than {MAX_ROWS:,} rows; split it")
         rows.append({name: _value(cell) for name, cell in zip(columns, cells, strict=True)})
@@ -97,16 +107,17 @@ def _header(path: Path, cells: Sequence[Any]) -> list[str]:
 
 
 def _value(cell: Any) -> Any:
-    """A cell's value: numbers and true or false out of text, None where it is empty."""
+    """A cell's value: numbers and true or false out of text, None where it is empty. Text that is no number to its
+    writer stays text: with zeros before it, or more digits than a number keeps."""
     if not isinstance(cell, str):
         return None if isinstance(cell, float) and cell != cell else cell
     text = cell.strip()
     if not text:
         return None
-    if re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-        return int(text)
-    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", text):
-        return float(text)
+    if re.fullmatch(r"[+-]?(?!0[0-9])[0-9]+", text):
+        return int(text) if len(text) <= MAX_DIGITS else text
+    if re.fullmatch(r"[+-]?(?!0[0-9])([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", text):
+        return float(text) if math.isfinite(float(text)) else text
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
@@ -114,6 +125,8 @@ def _csv_lines(path: Path) -> Iterator[tuple[str, list[Any]]]:
     """UTF-8, with or without its mark; cells are separated by commas, or by semicolons or tabs where the header is."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if b"\0" in line:
+                raise TableError(f"{path} line {number} holds a NUL, as UTF-16 has them; save it as UTF-8")
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -199,7 +212,11 @@ def write(path: str | Path, columns: Sequence[str], rows: Iterable[Row], sheet: 
 
 
 def plain(value: Any) -> Any:
-    """A value as a cell holds it: a number, text, true or false, or None."""
+    """A value as a cell holds it: a number that tables have, text, true or false, or None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int) and value.bit_length() > 63:
+        return show(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -266,25 +283,33 @@ def _write_xlsx(path: Path, columns: Sequence[str], rows: Iterable[Row], sheet: 
 
     book = xlsxwriter.Workbook(path, {"constant_memory": True, "strings_to_formulas": False, "strings_to_urls": False})
     book.set_properties({"created": datetime(2000, 1, 1)})  # or equal rows would not give equal bytes
-    bold = book.add_format({"bold": True, "text_wrap": True, "valign": "top", "bottom": 1, "bg_color": "#E8EEF4"})
+    bold = book.add_format({"bold": True, "valign": "vcenter", "bottom": 1, "bg_color": "#E8EEF4"})
+    boolean = book.add_format({"num_format": '"TRUE";"TRUE";"FALSE"', "align": "center"})  # LibreOffice would show 0, 1
     formats = {name: book.add_format({"num_format": text}) for name, text in sheet.formats.items()}
     page = book.add_worksheet("results")
     page.freeze_panes(1, 0)
-    for column, name in enumerate(columns):
-        page.set_column(column, column, max(9, min(24, len(name) * 0.75)), formats.get(name))
-    page.set_row(0, 48)
-    count = 0
+    page.set_landscape()
+    page.repeat_rows(0)
+    page.set_row(0, 24)
+    widths = [len(name) + 4 for name in columns]  # the header has a button to filter
     for column, name in enumerate(columns):
         page.write_string(0, column, name, bold)
+    count = 0
     for count, row in enumerate(rows, 1):
         for column, name in enumerate(columns):
-            _write_cell(page, count, column, plain(row.get(name)), formats.get(name))
+            value = plain(row.get(name))
+            if isinstance(value, str):
+                widths[column] = max(widths[column], len(value) + 1)
+            _write_cell(page, count, column, value, boolean if isinstance(value, bool) else formats.get(name))
+    for column, name in enumerate(columns):
+        page.set_column(column, column, min(MAX_WIDTH, widths[column]), formats.get(name))
     page.autofilter(0, 0, count, len(columns) - 1)
     notes = book.add_worksheet("assumptions")
     notes.freeze_panes(1, 0)
-    notes.set_column(0, 0, 34)
-    notes.set_column(1, 1, 110, book.add_format({"text_wrap": True, "valign": "top"}))
+    notes.set_column(0, 0, 34, book.add_format({"valign": "top"}))
+    notes.set_column(1, 1, NOTE_WIDTH, book.add_format({"text_wrap": True, "valign": "top"}))
     for number, cells in enumerate([("what", "assumed"), *sheet.assumptions]):
+        notes.set_row(number, 15.0 * max(1, -(-len(cells[1]) // NOTE_WIDTH)))  # LibreOffice would show one line of it
         for column, cell in enumerate(cells):
             notes.write_string(number, column, cell[:MAX_CELL], *([bold] if number == 0 else []))
     book.close()
@@ -293,7 +318,7 @@ def _write_xlsx(path: Path, columns: Sequence[str], rows: Iterable[Row], sheet: 
 def _write_cell(page: Any, row: int, column: int, value: Any, style: Any) -> None:
     if isinstance(value, bool):
         page.write_boolean(row, column, value, style)
-    elif isinstance(value, int | float):
+    elif isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**15):  # more digits would be cut
         page.write_number(row, column, value, style)
     elif value is not None:
-        page.write_string(row, column, value[:MAX_CELL])
+        page.write_string(row, column, str(value)[:MAX_CELL])
