@@ -39,22 +39,13 @@ LEAST_STEPS = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
-    """Predicted spans of some steps beside the measured ones; all times in seconds.
+class Forecast:
+    """Spans that a run's known steps foretell of any other step; all times in seconds.
 
-    source, later: the tables calibrated on and predicted. known, steps: their steps. workers: the dp_ranks.
-    measured: (steps, workers) spans. samples: (samples, workers) spans drawn for any one step.
-    worker_means: (workers,) span with each worker's mean of a stage and kind over the known steps. stage_means: the
-    span with the mean over workers too.
+    samples: (samples, workers) spans drawn for one step. worker_means: (workers,) span with each worker's mean of a
+    stage and kind over the known steps. stage_means: the span with the mean over workers too.
     """
 
-    source: str
-    later: str
-    schedule: str
-    known: Ints
-    steps: Ints
-    workers: Ints
-    measured: Floats
     samples: Floats
     worker_means: Floats
     stage_means: float
@@ -71,6 +62,23 @@ class Prediction:
     def step_interval(self, level: float) -> Floats:
         """(2,) the same for a step, which ends with its slowest worker."""
         return _interval(self.samples.max(axis=1), level)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction(Forecast):
+    """A forecast beside the measured spans of some steps.
+
+    source, later: the tables calibrated on and predicted. known, steps: their steps. workers: the dp_ranks.
+    measured: (steps, workers) seconds.
+    """
+
+    source: str
+    later: str
+    schedule: str
+    known: Ints
+    steps: Ints
+    workers: Ints
+    measured: Floats
 
     def coverage(self, level: float) -> float:
         """The share of measured spans, over steps and workers, that the interval holds."""
@@ -138,14 +146,11 @@ def predict(
             f"it takes at least {LEAST_STEPS}"
         )
     columns = places(operations, "worker", later.workers.tolist())
-    known = operations.seconds[:, columns]
-    replayed = _spans(program, known.reshape(-1, *known.shape[2:]), engine).reshape(known.shape[:2])
-    drawn = _draw(program, known, operations.spans[:, columns] / replayed, seed, engine)
-    means = known.mean(axis=(0, 4))  # (workers, kinds, stages)
-    both = np.concatenate([means, means.mean(axis=0, keepdims=True)])
-    both = np.broadcast_to(both[..., None], (*both.shape, program.microbatches))
-    of_means = _spans(program, both, engine)
+    found = forecast(program, operations.seconds[:, columns], operations.spans[:, columns], seed, engine)
     return Prediction(
+        samples=found.samples,
+        worker_means=found.worker_means,
+        stage_means=found.stage_means,
         source=operations.source,
         later=later.source,
         schedule=program.name,
@@ -153,10 +158,23 @@ def predict(
         steps=later.steps,
         workers=later.workers,
         measured=later.spans,
-        samples=drawn,
-        worker_means=of_means[:-1],
-        stage_means=float(of_means[-1]),
     )
+
+
+def forecast(program: Program, known: Floats, measured: Floats, seed: int = 0, engine: Engine = "auto") -> Forecast:
+    """What known steps foretell. known: (steps, workers, kinds, stages, micro-batches) seconds of their operations, of
+    at least LEAST_STEPS; measured: (steps, workers) their spans."""
+    drawn = _draw(program, known, measured / replayed(program, known, engine), seed, engine)
+    means = known.mean(axis=(0, 4))  # (workers, kinds, stages)
+    both = np.concatenate([means, means.mean(axis=0, keepdims=True)])
+    both = np.broadcast_to(both[..., None], (*both.shape, program.microbatches))
+    of_means = _spans(program, both, engine)
+    return Forecast(drawn, of_means[:-1], float(of_means[-1]))
+
+
+def replayed(program: Program, known: Floats, engine: Engine = "auto") -> Floats:
+    """(steps, workers) spans with the steps' own operations, as `forecast` takes them, and free links."""
+    return _spans(program, known.reshape(-1, *known.shape[2:]), engine).reshape(known.shape[:2])
 
 
 def describe(prediction: Prediction, most: int = 8) -> list[str]:

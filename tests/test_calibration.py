@@ -448,12 +448,15 @@ def test_unsound_nccl_tests_are_refused(tmp_path: Path, text: str, message: str)
 
 
 def test_a_table_of_collectives_is_fitted(tmp_path: Path) -> None:
-    """A ring of known floor, hop and fill, written as people write such tables, with 3 % noise."""
+    """A ring of known floor, hop, fill, memory and link, written as people write such tables, with 3 % noise."""
     from dataclasses import replace
 
     from simpipe.simulator.costs import collectives
+    from simpipe.simulator.costs.cluster import CollectiveCurve
 
-    truth = replace(H100, collectives=replace(H100.collectives, floor=12e-6, hop=1.1e-6, fill=4e6))
+    known = [12e-6, 1.1e-6, 4e6, 0.3, 0.6]
+    node = replace(H100.node, nvlink=replace(H100.node.nvlink, efficiency=known[4]))
+    truth = replace(H100, collectives=CollectiveCurve(*known[:4]), node=node)
     random = np.random.default_rng(5)
     lines = ["op,num_gpus,bytes,latency_ms"]
     for ranks in (2, 4, 8):
@@ -462,10 +465,16 @@ def test_a_table_of_collectives_is_fitted(tmp_path: Path) -> None:
             lines.append(f"all_gather,{ranks},{size},{1e3 * seconds * math.exp(0.03 * random.standard_normal())}")
     path = tmp_path / "nccl.csv"
     path.write_text("\n".join(lines))
-    (found,) = calibrate.calibrate([str(path)], "h100").curves
+    result = calibrate.calibrate([str(path)], "h100")
+    (found,) = result.curves
     assert found.problem.key == "collectives"
-    assert found.fit.values == pytest.approx([12e-6, 1.1e-6, 4e6], rel=0.12)
-    assert (abs(found.fit.values - [12e-6, 1.1e-6, 4e6]) < 4 * found.fit.sigma).all()
+    assert found.fit.values == pytest.approx(known, rel=0.25)
+    assert (abs(found.fit.values - known) < 4 * found.fit.sigma).all()
+    mine = tmp_path / "mine.toml"
+    mine.write_text(result.profile)
+    assert load_cluster(mine).node.nvlink.efficiency == pytest.approx(known[4], rel=0.15)
+    row = next(row for row in load_cluster(mine).rows() if row.key == "node.nvlink.efficiency")
+    assert (row.points, row.assumed) == (found.points, False)
     path.write_text("op,num_gpus,bytes,latency_ms\nall_gathr,2,512,1\n")
     with pytest.raises(TimingsError, match=r"line 2: collective is one of all_reduce, .* not 'all_gathr'"):
         readers.read(str(path), RULES)

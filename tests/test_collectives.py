@@ -32,7 +32,8 @@ MB = 1e6
 def infinitely_wide(cluster: Cluster) -> Cluster:
     nvlink = replace(cluster.node.nvlink, bandwidth_per_direction=math.inf)
     network = replace(cluster.network, bandwidth_per_direction=math.inf)
-    return replace(cluster, node=replace(cluster.node, nvlink=nvlink), network=network)
+    gpu = replace(cluster.gpu, memory_bandwidth=math.inf)
+    return replace(cluster, gpu=gpu, node=replace(cluster.node, nvlink=nvlink), network=network)
 
 
 def deepseek(way: Collective, ep: int = 64, limit: int | None = 4, sms: int = 20, tokens: int = 4096) -> Exchange:

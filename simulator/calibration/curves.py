@@ -37,7 +37,10 @@ MOST_COLLECTIVES = 400
 """The same of collectives, which are costed one by one."""
 
 FEWEST = 8
-"""Timings below which all are fitted and none is left to test with."""
+"""Different operations below which all timings are fitted and none is left to test with."""
+
+WHAT = ("operator", "format", "shape", "bytes", "ranks", "sms")
+"""Columns in which timings of the same operation agree."""
 
 MICROSECOND = 1e-6
 
@@ -59,7 +62,14 @@ _ATTENTION = (
     ("sharpness", 1.0, 10.0, 0.5, 0.0),
     ("floor", 0.0, 1e-2, 0.7, 1e-6),
 )
-_COLLECTIVES = (("floor", 0.0, 1e-3, 1.0, 1e-6), ("hop", 0.0, 1e-4, 1.0, 1e-7), ("fill", 0.0, 1e9, 1.0, 1e4))
+_COLLECTIVES = (
+    ("floor", 0.0, 1e-3, 1.0, 1e-6),
+    ("hop", 0.0, 1e-4, 1.0, 1e-7),
+    ("fill", 0.0, 1e9, 1.0, 1e4),
+    ("memory_efficiency", 0.01, 1.0, 0.5, 0.0),
+)
+NVLINK = "node.nvlink.efficiency"
+"""Fitted with the collectives: a name with dots is the whole key of a profile."""
 _EXCHANGE = (
     ("warp_bandwidth", 1e7, 1e12, 0.5, 0.0),
     ("network_efficiency", 0.05, 1.0, 0.3, 0.0),
@@ -142,6 +152,8 @@ def fit(timings: Timings, cluster: Cluster) -> list[Curve]:
         else:
             beside = table[:0]
         found.append(_fitted(str(operator), str(format), make(cluster, str(operator), str(format), table), table))
+        if make is _collectives:  # before exchanges, which go over the same link
+            cluster = _linked(cluster, found[-1].fit.values)
         if len(beside):
             alone = make(cluster, str(operator), str(format), beside)
             explained = alone.seconds(found[-1].fit.values, np.arange(len(beside)))
@@ -180,12 +192,17 @@ def _fitted(operator: str, format: str, problem: Problem, table: pd.DataFrame) -
 
 
 def _tested(table: pd.DataFrame, work: Floats) -> Flags:
-    """Which half is left to test with: what the reader says, or every second timing by its work."""
+    """Which half is left to test with: what the reader says, or every second of what was timed, by its work and, where
+    that is the same, by lot. Timings of the same stay together: none is tested that others of it were fitted to."""
     said = table["tested"].to_numpy(int)
     tested = said == 1
     undecided = np.flatnonzero(said < 0)
-    if len(undecided) >= FEWEST:
-        tested[undecided[np.argsort(work[undecided], kind="stable")[1::2]]] = True
+    same = table.iloc[undecided].groupby(list(WHAT), sort=False).ngroup().to_numpy()
+    _, first, which = np.unique(same, return_index=True, return_inverse=True)
+    if len(first) >= FEWEST:
+        lot = np.random.default_rng(fitting.SEED).permutation(len(first))
+        chosen = np.lexsort((lot, work[undecided[first]]))[1::2]
+        tested[undecided[np.isin(which, chosen)]] = True
     return np.zeros(len(table), bool) if tested.all() else np.asarray(tested, bool)
 
 
@@ -288,11 +305,19 @@ def _collectives(cluster: Cluster, operator: str, format: str, table: pd.DataFra
         raise TimingsError(f"{place}: a collective has bytes and at least 2 ranks, not {bad[1]:g} and {bad[2]}")
 
     def seconds(values: Floats, chosen: Any) -> Floats:
-        machine = replace(cluster, collectives=CollectiveCurve(*values.tolist()))
+        machine = _linked(cluster, values)
         return np.array([_alone(machine, *rows[row]) for row in chosen])
 
-    parameters = _parameters(_COLLECTIVES, cluster.collectives)
+    link = Parameter(NVLINK, cluster.node.nvlink.efficiency, 0.01, 1.0, 0.3)
+    parameters = [*_parameters(_COLLECTIVES, cluster.collectives), link]
     return Problem("collectives", parameters, seconds, table["bytes"].to_numpy(float), "bytes")
+
+
+def _linked(cluster: Cluster, values: Floats) -> Cluster:
+    """The machine with other parameters of its collectives and of the link that they share with all else."""
+    *curve, efficiency = values.tolist()
+    nvlink = replace(cluster.node.nvlink, efficiency=efficiency)
+    return replace(cluster, collectives=CollectiveCurve(*curve), node=replace(cluster.node, nvlink=nvlink))
 
 
 def _alone(cluster: Cluster, operator: str, size: float, ranks: int) -> float:

@@ -31,12 +31,13 @@ def profile(curves: Sequence[Curve], base: str, remarks: Sequence[str]) -> str:
     lines = [*(f"# {_one_line(remark)}" for remark in remarks)]
     lines += [f"description = {_text(f'{base}, calibrated to ' + ', '.join(sources))}", f"base = {_text(base)}"]
     for curve in curves:
-        if len(curve.names) == 1:
-            (line,) = _figures(curve)
-            name, _, rest = line.partition(" = { ")
-            lines += ["", f"[{curve.problem.key}.{name}]", *rest.removesuffix(" }").split(", "), *_said(curve)]
-        else:
-            lines += ["", f"[{curve.problem.key}]", *_said(curve), *_figures(curve)]
+        for key, figures in _figures(curve).items():
+            if len(figures) == 1:
+                ((name, figure),) = figures.items()
+                lines += ["", f"[{key}.{name}]", *figure, *_said(curve)]
+            else:
+                inline = [f"{name} = {{ {', '.join(figure)} }}" for name, figure in figures.items()]
+                lines += ["", f"[{key}]", *_said(curve), *inline]
     return "\n".join(lines) + "\n"
 
 
@@ -74,12 +75,15 @@ def _said(curve: Curve) -> list[str]:
     return [*lines, f"residual = {curve.residual:.4g}"]
 
 
-def _figures(curve: Curve) -> list[str]:
-    lines = []
-    for name, value, sigma in zip(curve.names, curve.fit.values, curve.fit.sigma, strict=True):
+def _figures(curve: Curve) -> dict[str, dict[str, list[str]]]:
+    """By table and name, value and uncertainty of each parameter; one whose name has dots is of another table."""
+    tables: dict[str, dict[str, list[str]]] = {}
+    for named, value, sigma in zip(curve.names, curve.fit.values, curve.fit.sigma, strict=True):
+        table, _, name = named.rpartition(".")
         unit, scale = UNITS.get(name, ("", 1.0))
-        lines.append(f"{name}{unit} = {{ value = {value * scale:.5g}, uncertainty = {sigma * scale:.2g} }}")
-    return lines
+        said = [f"value = {value * scale:.5g}", f"uncertainty = {sigma * scale:.2g}"]
+        tables.setdefault(table or curve.problem.key, {})[name + unit] = said
+    return tables
 
 
 def _text(text: str) -> str:

@@ -204,11 +204,13 @@ class ExchangeKernel:
 class CollectiveCurve:
     """What a collective takes beside its bytes: seconds before the first, a `hop` for each step over NVLink (one over
     the network takes the network's latency), and bytes that `fill` the pipeline at NVLink's bandwidth: t chunks of the
-    best size make bytes/bandwidth = T last T + 2 sqrt(fill T)."""
+    best size make bytes/bandwidth = T last T + 2 sqrt(fill T). A rank's own share is read and written by the same
+    kernel, between its transfers, at `memory_efficiency` of the memory's bandwidth."""
 
     floor: Seconds
     hop: Seconds
     fill: Overhead
+    memory_efficiency: Ratio
 
 
 class Attention(NamedTuple):

@@ -9,15 +9,15 @@ oversubscribed, which the GPUs below share.
 * A collective is a ring through all ranks, node by node, so that of a leaf's nodes only the last sends to another leaf.
   An all-reduce takes a tree over the nodes where that is faster; within one node the switches add up where they can
   (NVLS), but not for a part of its GPUs: 4 of 8 H100 are measured as fast as a ring. Latency is a floor, a hop for
-  every step, and what it costs to fill the pipeline: t chunks of the best size make bytes/bandwidth = T last
-  T + 2 sqrt(fill T). `size` is the whole buffer, as nccl-tests counts it: the output of all-gather, the input of
-  reduce-scatter, all that a rank sends and keeps in an all-to-all.
+  every step, what it costs to fill the pipeline (t chunks of the best size make bytes/bandwidth = T last
+  T + 2 sqrt(fill T)), and what a rank's own share takes through its memory: of two ranks it is half of all, which
+  A100 and H100 are measured to gather at 150 and 258 GB/s, of eight ranks at 205 and 335 GB/s. `size` is the whole
+  buffer, as nccl-tests counts it: the output of all-gather, the input of reduce-scatter, all that a rank sends and
+  keeps in an all-to-all.
 * An expert exchange sends a token once to each node that has experts of it, over the NIC to the rank with the
   sender's place there, which forwards it over NVLink to each rank that has some (DeepEP,
   github.com/deepseek-ai/DeepEP). Combine is the way back. A token's experts are its best under scores that are
   independent and alike; with a limit, its groups are those of its best experts, whichever nodes they are on.
-
-The constants are of whole published tables, none of a row; error is the mean absolute error of the time.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def all_to_all(cluster: Cluster, size: float, group: int, apart: int = 1) -> Exc
         leaf = changing + leaf / rails
     exchange = Exchange(0.0, network, nvlink, math.inf, leaf, spine)
     across = _across(cluster, float(leaf > 0)) if nodes > 1 else 0.0
-    return _filled(cluster, int(on_node > 1), across, exchange, on_node - 1)
+    return _filled(cluster, int(on_node > 1), across, exchange, on_node - 1, own=each)
 
 
 def broadcast(cluster: Cluster, size: float, group: int, apart: int = 1) -> Exchange:
@@ -321,14 +321,16 @@ def _ring(cluster: Cluster, size: float, group: _Group, passes: int) -> Exchange
     sent = passes * size * (ranks - 1) / ranks
     steps = (passes * (ranks - group.nodes), passes * (group.nodes - 1))
     across = sent / group.on_node if group.nodes > 1 else 0.0
-    return _round(cluster, group, steps, across, sent - across if group.on_node > 1 else 0.0)
+    return _round(cluster, group, steps, across, sent - across if group.on_node > 1 else 0.0, size / ranks)
 
 
-def _round(cluster: Cluster, group: _Group, steps: tuple[int, int], network: float, nvlink: float) -> Exchange:
+def _round(
+    cluster: Cluster, group: _Group, steps: tuple[int, int], network: float, nvlink: float, own: float = 0.0
+) -> Exchange:
     """Bytes passed on from node to node, of which one a leaf passes them to the next leaf."""
     leaf, spine = _in_turn(group.nodes, group.leaf), _in_turn(group.nodes, group.spine)
     exchange = Exchange(0.0, network, nvlink, math.inf, network * leaf, network * spine)
-    return _filled(cluster, steps[0], steps[1] * _across(cluster, leaf), exchange, group.on_node - 1)
+    return _filled(cluster, steps[0], steps[1] * _across(cluster, leaf), exchange, group.on_node - 1, own)
 
 
 def _tree(cluster: Cluster, size: float, group: _Group) -> Exchange:
@@ -341,18 +343,21 @@ def _tree(cluster: Cluster, size: float, group: _Group) -> Exchange:
     return _filled(cluster, 2 * (group.on_node - 1), across, exchange, group.on_node - 1)
 
 
-def _filled(cluster: Cluster, hops: int, across: float, exchange: Exchange, peers: int | None = None) -> Exchange:
-    """With the latency of NVLink `hops`, that of the network (`across`), and of filling the pipeline; no faster than
-    NVLink to so many `peers`."""
+def _filled(
+    cluster: Cluster, hops: int, across: float, exchange: Exchange, peers: int | None = None, own: float = 0.0
+) -> Exchange:
+    """With the latency of NVLink `hops`, that of the network (`across`), of filling the pipeline and of a rank's `own`
+    bytes; no faster than NVLink to so many `peers`."""
     both = exchange.network_bytes + exchange.nvlink_bytes
     if both == 0:
         return NOTHING
     towards = nvlink_bandwidth(cluster, peers)
     if exchange.nvlink_bytes and towards < nvlink_bandwidth(cluster):
         exchange = exchange._replace(rate_limit=min(exchange.rate_limit, towards * both / exchange.nvlink_bytes))
-    floor, hop, fill = vars(cluster.collectives).values()
+    floor, hop, fill, memory_efficiency = vars(cluster.collectives).values()
     filling = math.sqrt(fill / nvlink_bandwidth(cluster) * _moving(cluster, exchange))
-    return exchange._replace(latency=floor + hops * hop + across + 2 * filling)
+    copied = 2 * own / (memory_efficiency * cluster.gpu.memory_bandwidth)
+    return exchange._replace(latency=floor + hops * hop + across + 2 * filling + copied)
 
 
 def _across(cluster: Cluster, share: float) -> float:
