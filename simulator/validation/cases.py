@@ -37,6 +37,7 @@ class Family:
     left open; then a case is predicted as a range, and left out of the aim. assumed: what the source leaves out, in
     sentences. mfu: the FLOPs convention of what was published. fitted: what was fitted to it, and on which rows.
     others: what other simulators report on the same cases. replay: whether a case is timed from its own operations.
+    by: a setting whose values' errors are told apart too.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Family:
     fitted: str = ""
     others: str = ""
     replay: bool = False
+    by: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ Everything follows from settings, a machine, a model and a stack: no case or fam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,8 @@ from simpipe.simulator.costs.stack import Stack, load_stack
 from simpipe.simulator.efficiency import efficiency
 from simpipe.simulator.program import Kind, Program
 from simpipe.simulator.trace import Trace, simulate
+from simpipe.simulator.uncertainty import LEVEL
+from simpipe.simulator.validation import production
 from simpipe.simulator.validation.cases import FOLDER
 
 GPT_VOCABULARY, PADDED_TO = 50257, 128
@@ -32,10 +36,12 @@ GPT_VOCABULARY, PADDED_TO = 50257, 128
 
 
 class Predicted(NamedTuple):
-    """Seconds of what was timed, and bytes at the peak of the GPU that holds most, without the framework's."""
+    """Seconds of what was timed, bytes at the peak of the GPU that holds most, without the framework's, and the seconds
+    between which the measured ones lie with probability LEVEL, where what is predicted from says so."""
 
     seconds: float
-    memory: float
+    memory: float = 0.0
+    interval: tuple[float, float] | None = None
 
 
 def step(settings: Mapping[str, Any]) -> Predicted:
@@ -52,7 +58,7 @@ def layer(settings: Mapping[str, Any]) -> Predicted:
         trace, _ = _run(settings, replace(model, layers=layers))
         slots = trace.program.action_slot[trace.program.kind == kind]
         found.append(float(np.sum(trace.slot_end[slots] - trace.slot_start[slots])))
-    return Predicted(found[1] - found[0], 0.0)
+    return Predicted(found[1] - found[0])
 
 
 def components(settings: Mapping[str, Any]) -> Predicted:
@@ -63,10 +69,10 @@ def components(settings: Mapping[str, Any]) -> Predicted:
     passes = operators.passes(model, cluster, parallel, stack, model.layer(model.layers - 1))
     if settings["part"] in passes._fields:
         steps = [step for step in getattr(passes, settings["part"]) if step.phase == settings["phase"]]
-        return Predicted(sum(step.beside for step in steps), 0.0)
+        return Predicted(sum(step.beside for step in steps))
     layers = (passes,) * settings["slot_layers"]
     trace = slot.simulated(slot.LayersOnly(model, cluster, parallel, stack=stack, layers=layers))
-    return Predicted(float(trace.slot_end[1] - trace.slot_start[1]), 0.0)
+    return Predicted(float(trace.slot_end[1] - trace.slot_start[1]))
 
 
 def activations(settings: Mapping[str, Any]) -> Predicted:
@@ -80,13 +86,38 @@ def collective(settings: Mapping[str, Any]) -> Predicted:
     """A collective of one node by itself; `bytes` are the whole buffer."""
     cluster = _cluster(settings)
     exchange = getattr(collectives, settings["collective"])(cluster, float(settings["bytes"]), settings["group"])
-    return Predicted(collectives.seconds(cluster, exchange), 0.0)
+    return _by_curve(cluster, "collectives", collectives.seconds(cluster, exchange))
 
 
 def gemm(settings: Mapping[str, Any]) -> Predicted:
     """A product by itself, m x k by k x n."""
-    m, n, k = (settings[size] for size in "mnk")
-    return Predicted(_cluster(settings).gemm_seconds(m, n, k, settings["format"]), 0.0)
+    (m, n, k), cluster = (settings[size] for size in "mnk"), _cluster(settings)
+    format = settings["format"]
+    return _by_curve(cluster, f"gpu.gemm.{format}", cluster.gemm_seconds(m, n, k, format))
+
+
+def _by_curve(cluster: Cluster, curve: str, seconds: float) -> Predicted:
+    """With the interval that the residuals of a profile's curve make, as `uncertainty.interval` draws them."""
+    fit = cluster.fitted(curve)
+    apart = NormalDist().inv_cdf((1 + LEVEL) / 2) * fit.residual * math.sqrt(1 + 1 / max(fit.points, 1))
+    return Predicted(seconds, interval=(seconds * math.exp(-apart), seconds * math.exp(apart)))
+
+
+def later_step(settings: Mapping[str, Any]) -> Predicted:
+    """The span of a worker of a step that a `run` has yet to do: the middle of what its known steps foretell."""
+    run = settings["run"], settings["operations"], settings["known"]
+    worker = production.known(*run).workers.index(settings["dp_rank"])
+    found = production.forecast(settings["schedule"], *run)
+    low, high = found.interval(LEVEL)[:, worker].tolist()
+    return Predicted(float(found.median[worker]), interval=(low, high))
+
+
+def replayed_step(settings: Mapping[str, Any]) -> Predicted:
+    """The span of a worker of a known step with its own operations."""
+    run = settings["run"], settings["operations"], settings["known"]
+    steps = production.known(*run)
+    place = steps.steps.index(settings["step"]), steps.workers.index(settings["dp_rank"])
+    return Predicted(float(production.replayed(settings["schedule"], *run)[place]))
 
 
 PREDICT: dict[str, Callable[[Mapping[str, Any]], Predicted]] = {
@@ -96,6 +127,8 @@ PREDICT: dict[str, Callable[[Mapping[str, Any]], Predicted]] = {
     "activations": activations,
     "collective": collective,
     "gemm": gemm,
+    "later_step": later_step,
+    "replayed_step": replayed_step,
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.planning.execution import local
+from simpipe.simulator.uncertainty import LEVEL
 from simpipe.simulator.validation.cases import Case, Family, ValidationError, cases, families, variants
 from simpipe.simulator.validation.predict import PREDICT, measured_seconds
 
@@ -22,7 +23,8 @@ AIM, WORST, MEMORY_AIM = 0.05, 0.15, 0.03
 class Outcome(NamedTuple):
     """A case predicted. measured, low and high are seconds, the ends equal where nothing is left open; bytes too.
 
-    Those that the case has no figure of are None. refused: why the case cannot be expressed, empty if it can.
+    Those that the case has no figure of are None. refused: why the case cannot be expressed, empty if it can. interval:
+    the seconds that hold the measured ones with probability LEVEL, where a prediction says so.
     """
 
     case: Case
@@ -31,6 +33,12 @@ class Outcome(NamedTuple):
     high: float | None = None
     memory: float | None = None
     refused: str = ""
+    interval: tuple[float, float] | None = None
+
+    @property
+    def held(self) -> bool | None:
+        """Whether the interval holds the measured time."""
+        return None if self.interval is None else self.interval[0] <= (self.measured or 0.0) <= self.interval[1]
 
     @property
     def errors(self) -> tuple[float, float] | None:
@@ -58,6 +66,7 @@ class Outcome(NamedTuple):
             "measured_s": self.measured,
             "predicted_s": [self.low, self.high],
             "error": self.errors,
+            "interval_s": self.interval,
             "measured_bytes": self.case.memory,
             "predicted_bytes": self.memory,
             "memory_error": self.memory_error,
@@ -92,6 +101,19 @@ class Result(NamedTuple):
         return sum(1 for o in self.outcomes if o.errors and o.errors[0] <= 0 <= o.errors[1])
 
     @property
+    def coverage(self) -> float | None:
+        """The share of measured times that the intervals hold; None where there are none."""
+        held = [o.held for o in self.outcomes if o.held is not None]
+        return sum(held) / len(held) if held else None
+
+    @property
+    def parts(self) -> dict[Any, Result]:
+        """The same of each value of the setting that the family tells apart."""
+        by = self.family.by
+        values = dict.fromkeys(o.case.settings[by] for o in self.outcomes) if by else ()
+        return {v: summed(self.family, [o for o in self.outcomes if o.case.settings[by] == v]) for v in values}
+
+    @property
     def aimed(self) -> bool:
         """Whether the family counts for the aim: a prediction of which nothing is left open."""
         return not self.family.choices and not self.family.replay
@@ -102,12 +124,15 @@ class Result(NamedTuple):
         facts = {name: getattr(f, name) for name in ("key", "title", "source", "mfu", "fitted", "others", "replay")}
         lists = {"assumed": list(f.assumed), "open": dict(f.choices)}
         errors = {name: e and e._asdict() for name, e in (("time", self.time), ("memory", self.memory))}
-        return facts | lists | errors | {"cases": [outcome.to_dict() for outcome in self.outcomes]}
+        intervals = {"interval_level": LEVEL, "interval_coverage": self.coverage}
+        apart = {str(value): part.time and part.time._asdict() for value, part in self.parts.items()}
+        cases = [outcome.to_dict() for outcome in self.outcomes]
+        return facts | lists | errors | intervals | {"by": {f.by: apart} if f.by else {}, "cases": cases}
 
 
 def predict(family: Family, case: Case) -> Outcome:
     """One case, with every choice of what its family leaves open."""
-    seconds, sizes, refused = [], [], ""
+    seconds, sizes, refused, interval = [], [], "", None
     for choice in variants(family):
         settings = {**case.settings, **choice}
         try:
@@ -117,11 +142,12 @@ def predict(family: Family, case: Case) -> Outcome:
             continue
         seconds.append(found.seconds)
         sizes.append(found.memory)
+        interval = found.interval
     if not seconds:
         return Outcome(case, refused=refused)
     measured = None if case.measured is None else measured_seconds(case.settings, case.measured, case.unit)
     memory = max(sizes) if case.memory else None
-    return Outcome(case, measured, min(seconds), max(seconds), memory)
+    return Outcome(case, measured, min(seconds), max(seconds), memory, interval=None if family.choices else interval)
 
 
 def run(
@@ -214,6 +240,9 @@ def lines(results: Sequence[Result]) -> list[str]:
         if r.family.choices:
             left = ", ".join(f"{key} {values}" for key, values in r.family.choices.items())
             notes.append(f"left open: {left}; {r.inside} of {len(r.outcomes)} measured times lie in the range")
+        if r.coverage is not None:
+            notes.append(f"intervals of {LEVEL:.0%} hold {r.coverage:.0%} of the measured times")
+        notes += [f"{r.family.by} {value}: {_part(part)}" for value, part in r.parts.items()]
         refused = [o for o in r.outcomes if o.refused]
         notes += [f"not expressed: {o.case.name}: {o.refused}" for o in refused]
         out += [f"{r.family.key}: {r.family.source}", *(f"  {note}" for note in notes)]
@@ -225,6 +254,17 @@ def _line(errors: Errors | None, result: Result) -> str:
         return f"{len(result.outcomes):>5} {'':>7} {'':>6} {'':>7}"
     mark = "" if result.aimed else " (range)" if result.family.choices else " (replay)"
     return f"{errors.cases:>5} {errors.bias:>+7.1%} {errors.mean:>6.1%} {errors.worst:>+7.1%}{mark}"
+
+
+def _part(result: Result) -> str:
+    """Errors and coverage of some of a family's cases."""
+    errors = result.time
+    told = (
+        f"{errors.cases} cases, bias {errors.bias:+.1%}, mean {errors.mean:.1%}, worst {errors.worst:+.1%}"
+        if errors
+        else "none"
+    )
+    return told + (f", intervals hold {result.coverage:.0%}" if result.coverage is not None else "")
 
 
 def _memory(errors: Errors | None) -> str:
