@@ -196,8 +196,8 @@ class _Builder:
         """What each task occupies; the barrier and an optimizer step their ranks' compute streams."""
         ranks = np.arange(self.program.ranks)
         pairs = self._spread(lambda operation: operation.streams, self._stream)
-        for task, sync in zip(self.sync, self.plan.syncs, strict=True):
-            pairs.append(_pairs(task, self._stream(np.array(sync.ranks), [sync.stream])))
+        index, stream = self._by_sync(lambda sync: [(rank, self.names.index(sync.stream)) for rank in sync.ranks])
+        pairs.append(_pairs(self.sync[index], stream[:, 0] * len(self.names) + stream[:, 1]))
         pairs += [_pairs(task, self._stream(ranks, ["compute"])) for task in self.barrier]
         pairs.append(_pairs(self.optimizer, self._stream(ranks[: len(self.optimizer)], ["compute"])))
         return _ragged(pairs, self.tasks)
@@ -208,8 +208,9 @@ class _Builder:
         pairs = self._spread(lambda operation: operation.links, self._link)
         pairs.append(_pairs(self.message[:, None], self._link(self.messages.sender[:, None], leaves)))
         pairs.append(_pairs(self.message[:, None], self._link(self.messages.receiver[:, None], enters)))
-        for task, sync in zip(self.sync, self.plan.syncs, strict=True):
-            pairs.append(_pairs(task, self._link(np.array(sync.ranks)[:, None], sync.links)))
+        number = {kind: number for number, kind in enumerate(self.plan.links)}
+        index, link = self._by_sync(lambda sync: [(rank, number[kind]) for rank in sync.ranks for kind in sync.links])
+        pairs.append(_pairs(self.sync[index], link[:, 0] * len(number) + link[:, 1]))
         return _ragged(pairs, self.tasks)
 
     def _needs(self) -> Ragged:
@@ -223,21 +224,32 @@ class _Builder:
         pairs += [_pairs(self.message, self.last[made]), *self._before(taken, self.message)]
         if self.plan.exchange == "blocking":
             pairs += self._rendezvous(made, taken)
-        for task, sync in zip(self.sync, self.plan.syncs, strict=True):
-            pairs += self._around(task, sync)
-        return _ragged(pairs, self.tasks)
+        return _ragged([*pairs, *self._around()], self.tasks)
 
-    def _around(self, task: int, sync: Sync) -> list[Ints]:
-        """What a sync waits for, and what waits for it."""
-        after = [self.last[slot] if index < 0 else self.first[slot] + index for slot, index in sync.after]
-        ends = self.barrier if len(self.barrier) else self.optimizer[list(sync.ranks)[: len(self.optimizer)]]
-        starts = np.array([slot for slot, index in sync.before if index < 0], np.int64)
-        inner = np.array([self.first[slot] + index for slot, index in sync.before if index >= 0], np.int64)
-        before = [*self._before(starts, np.full(len(starts), task)), _pairs(inner, task)]
-        found = [_pairs(task, np.array(after, np.int64)), _pairs(task, self._followed(task, sync))]
-        if sync.closing:
-            return [*found, _pairs(task, self.barrier), _pairs(self.optimizer[list(sync.ranks)], task)]
-        return [*found, *(before if sync.before else [_pairs(ends, task)])]
+    def _by_sync(self, items: Callable[[Sync], Iterable[tuple[int, int]]]) -> tuple[Ints, Ints]:
+        """(n,) which sync and (n, 2) the item, for the items of each sync, in order."""
+        found = [(index, *item) for index, sync in enumerate(self.plan.syncs) for item in items(sync)]
+        array = np.array(found, np.int64).reshape(-1, 3)
+        return array[:, 0], array[:, 1:]
+
+    def _around(self) -> Iterator[Ints]:
+        """What syncs wait for, and what waits for them."""
+        index, place = self._by_sync(lambda sync: sync.after)
+        slot, piece = place.T
+        yield _pairs(self.sync[index], np.where(piece < 0, self.last[slot], self.first[slot] + piece))
+        index, place = self._by_sync(lambda sync: sync.before)
+        slot, piece = place.T
+        inside = piece >= 0
+        yield _pairs(self.first[slot[inside]] + piece[inside], self.sync[index[inside]])
+        yield from self._before(slot[~inside], self.sync[index[~inside]])
+        for task, sync in zip(self.sync.tolist(), self.plan.syncs, strict=True):
+            if sync.follows:
+                yield _pairs(task, self._followed(task, sync))
+            if sync.closing:
+                yield from (_pairs(task, self.barrier), _pairs(self.optimizer[list(sync.ranks)], task))
+            elif not sync.before:
+                ranks = list(sync.ranks)[: len(self.optimizer)]
+                yield _pairs(self.barrier if len(self.barrier) else self.optimizer[ranks], task)
 
     def _followed(self, task: int, sync: Sync) -> Ints:
         """The earlier syncs that one follows."""

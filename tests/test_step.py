@@ -1,5 +1,6 @@
 """Outside slots: what is gathered and reduced, how much of it, by whom, and that it shares links with all else."""
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -118,15 +119,64 @@ def test_gathers_and_reductions_move_all_weights_once(model: str, overlap: bool)
 
 
 def test_zero_3_gathers_each_visit_unless_it_keeps_parameters() -> None:
-    """Kept, they are gathered once a step, as ZeRO 1 does, and are all there; not kept, once for each F and B."""
+    """Kept, they are gathered once a step, as ZeRO 1 does, and are all there; not kept, once for each pass of each F
+    and B: embedding, 32 layers and head forward, all but the embedding backward."""
     kept, not_kept, one = (
         costs("llama3-8b", zero=z, keep_parameters=k) for z, k in ((3, True), (3, False), (1, False))
     )
     counts = [len(named(given, "all-gather")) for given in (kept, not_kept, one)]
     assert counts[0] == counts[2]
-    assert counts[1] == 4 * 2 * one.parallel.microbatches
+    assert counts[1] == (34 + 33) * one.parallel.microbatches
     held = [given.static_bytes(order(given), 1)["parameters"] for given in (kept, not_kept, one)]
     assert held[0] == held[2] > held[1] * one.parallel.dp * 0.99
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1", "dualpipe"])
+@pytest.mark.parametrize("model", ["deepseek-v3", "llama3-8b"])
+def test_zero_3_holds_the_weights_of_two_passes(model: str, schedule: str, overlap: bool) -> None:
+    """Those at work and those on their way: a gather starts once the pass before its own can, so all before that are
+    done; without overlap only once its own can."""
+    given = costs(model, zero=3, gather_overlap=overlap)
+    trace = simulate(order(given, schedule), given)
+    graph, first = trace.graph, trace.graph.slot_tasks.items[trace.graph.slot_tasks.start[:-1]]
+    gathers: dict[int, list[tuple[int, int]]] = {}
+    for task, (sync, _) in zip(np.flatnonzero(graph.word == SYNC).tolist(), given.syncs(graph.program), strict=True):
+        if sync.name == "all-gather":
+            ((slot, piece),) = sync.before
+            gathers.setdefault(sync.ranks[0], []).append((int(first[slot]) + piece, task))
+    assert sorted(gathers) == [0, 1, 2, 3]
+    for each in gathers.values():
+        assert each == sorted(each), "gathers come in the order of their passes"
+        for (one, _), (two, task) in itertools.pairwise(each):
+            waited = one if overlap else two
+            needs = graph.needs.items[graph.needs.start[waited] : graph.needs.start[waited + 1]]
+            inside = needs[graph.slot[needs] == graph.slot[waited]]
+            slot = int(graph.slot[waited]) - 1
+            before = trace.slot_end[slot] if slot >= graph.program.rank_start[graph.rank[waited]] else 0.0
+            ready = trace.end[inside].max() if len(inside) else before
+            assert trace.start[two] >= trace.end[task]
+            assert trace.start[task] >= ready
+
+
+def test_fully_sharded_layers_hide_all_but_the_first_gather_and_the_last_reduction() -> None:
+    """Where a layer computes longer than its weights take to come, as PyTorch's FSDP is meant to work."""
+    given = costs("llama3-8b", ranks=1, tp=1, gpus=64, global_batch=64, sequence=8192, zero=3)
+    trace = simulate(order(given), given)
+    frame = trace.to_frame()
+    compute = frame[(frame["stream"] == "compute") & frame["kind"].isin(["F", "B"])]
+    gathers, reductions = (frame[frame["operation"] == name] for name in ("all-gather", "reduce-scatter"))
+    assert len(gathers) == 34 + 33
+    assert compute["start"].iloc[0] == pytest.approx(gathers["end"].min())
+    gaps = compute["start"].to_numpy()[1:] - compute["end"].to_numpy()[:-1]
+    assert gaps.max() < 1e-9 + gathers.iloc[1]["end"] - gathers.iloc[0]["end"], (
+        "at most the first layer's is waited for"
+    )
+    last = reductions.iloc[-1]
+    assert (
+        reductions["start"].min() < compute["end"].max() - 0.9 * (compute["end"].max() - compute["start"].min()) / 1.5
+    )
+    assert reductions["end"].max() - compute["end"].max() < 3 * (last["end"] - last["start"])
 
 
 # The step's end.

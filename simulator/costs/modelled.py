@@ -469,11 +469,14 @@ class ModelledCosts:
         numbers.weight[entries] = np.tile(weights, 2)[which]
 
     def _fill_syncs(self, graph: Graph, numbers: Numbers, exchanges: Sequence[Exchange | Hosted]) -> None:
+        known: dict[int, Piece] = {}
         for task, exchange in zip(np.flatnonzero(graph.word == SYNC).tolist(), exchanges, strict=True):
             if isinstance(exchange, Hosted):
                 numbers.work[task] = exchange.seconds + exchange.bytes
                 continue
-            piece = self._transfer(exchange, self.parallel.communication_sms)
+            if id(exchange) not in known:
+                known[id(exchange)] = self._transfer(exchange, self.parallel.communication_sms)
+            piece = known[id(exchange)]
             numbers.latency[task], numbers.work[task], numbers.held[task] = piece[:3]
             entries = slice(graph.route.start[task], graph.route.start[task + 1])
             numbers.weight[entries] = np.resize(piece.weights, entries.stop - entries.start)  # on each of its ranks

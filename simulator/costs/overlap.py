@@ -31,6 +31,14 @@ class Piece(NamedTuple):
     needs: tuple[int, ...]
 
 
+class Start(NamedTuple):
+    """The piece with which a pass that reads its weights begins: of which action, numbered as Gradients are."""
+
+    piece: int
+    number: int
+    part: int
+
+
 class Gradients(NamedTuple):
     """The piece that completes the weight gradients of a leg of a pass, numbered in the order of the forward."""
 
@@ -40,11 +48,11 @@ class Gradients(NamedTuple):
 
 
 class Laid(NamedTuple):
-    """A slot laid out: its pieces in order, those with which each pass of its forward begins, and those that complete
+    """A slot laid out: its pieces in order, those with which forwards and input passes begin, and those that complete
     weight gradients."""
 
     pieces: tuple[Piece, ...]
-    starts: tuple[int, ...]
+    starts: tuple[Start, ...]
     gradients: tuple[Gradients, ...]
 
 
@@ -77,7 +85,7 @@ class _Layout:
     def __init__(self, within_slot: bool) -> None:
         self.within_slot = within_slot
         self.pieces: list[Piece] = []
-        self.starts: list[int] = []
+        self.starts: list[Start] = []
         self.gradients: list[Gradients] = []
         self.at: list[tuple[int, ...]] = [(), ()]  # where each part's pass has got to
 
@@ -141,6 +149,10 @@ class _Layout:
         """Weight gradients: beside what follows within a slot or beside a forward, else in the chain."""
         (self.aside if self.within_slot else self.run)(steps, part)
 
+    def begun(self, number: int, part: int) -> None:
+        """Note that the next piece begins a pass."""
+        self.starts.append(Start(len(self.pieces), number, part))
+
     def completed(self, steps: Sequence[Step], since: int, number: int, leg: str) -> None:
         """Note which of the pieces since one completes the weight gradients that some steps make."""
         if steps:
@@ -151,6 +163,7 @@ class _Layout:
         return Laid(tuple(self.pieces), tuple(self.starts), tuple(self.gradients))
 
 
+_Numbered = tuple[int, Passes]
 BACKWARD = ("combine", "mlp", "dispatch", "attention")
 
 
@@ -161,33 +174,35 @@ def lay_out(forward: Sequence[Passes], backward: Sequence[Passes], parts: dict[s
     layout = _Layout(overlap == "within-slot" or (paired and overlap != "serial"))
     numbered = list(zip(range(len(backward) - 1, -1, -1), backward, strict=True))
     if paired and overlap == "serial":
-        for layer in forward:
-            _forward(layout, layer, parts["F"])
+        for ahead in enumerate(forward):
+            _forward(layout, *ahead, parts["F"])
         layout.at[parts["B"]] = layout.at[parts["F"]]
-        for number, layer in numbered:
-            _backward(layout, layer, number, "B", parts["B"])
+        for back in numbered:
+            _backward(layout, *back, "B", parts["B"])
     elif paired:
-        for ahead, back in zip_longest(forward, numbered):
-            _interleave(layout, ahead, back, parts["F"], parts["B"])
+        for pair in zip_longest(enumerate(forward), numbered):
+            _interleave(layout, *pair, parts["F"], parts["B"])
     elif "F" in parts:
-        for layer in forward:
-            _forward(layout, layer, 0)
+        for ahead in enumerate(forward):
+            _forward(layout, *ahead, 0)
     else:
         (kind,) = parts
-        for number, layer in numbered:
-            _backward(layout, layer, number, kind, 0)
+        for back in numbered:
+            _backward(layout, *back, kind, 0)
     return layout.done()
 
 
-def _forward(layout: _Layout, layer: Passes, part: int) -> None:
-    layout.starts.append(len(layout.pieces))
+def _forward(layout: _Layout, number: int, layer: Passes, part: int) -> None:
+    layout.begun(number, part)
     cut = legs(layer.forward)
     for name in ("attention", "dispatch", "mlp", "combine"):
         layout.forward(cut, name, part)
 
 
-def _backward(layout: _Layout, layer: Passes, number: int, kinds: str, part: int) -> None:
+def _backward(layout: _Layout, number: int, layer: Passes, kinds: str, part: int) -> None:
     inputs, weights = legs(layer.input), legs(layer.weight)
+    if kinds in ("I", "B") and inputs:
+        layout.begun(number, part)
     for name in BACKWARD:
         since, made = len(layout.pieces), _steps(weights, name) if kinds in ("W", "B") else ()
         rest = layout.inputs(_steps(inputs, name), made, part) if kinds in ("I", "B") else made
@@ -195,20 +210,24 @@ def _backward(layout: _Layout, layer: Passes, number: int, kinds: str, part: int
         layout.completed(made, since, number, name)
 
 
-def _interleave(layout: _Layout, ahead: Passes | None, numbered: tuple[int, Passes] | None, one: int, two: int) -> None:
+def _interleave(layout: _Layout, ahead: _Numbered | None, behind: _Numbered | None, one: int, two: int) -> None:
     """A layer of a forward (part `one`) with one of a backward (part `two`), in the order of each stream."""
-    if ahead is None or numbered is None:
+    if ahead is None or behind is None:
         if ahead is not None:
-            _forward(layout, ahead, one)
-        if numbered is not None:
-            _backward(layout, numbered[1], numbered[0], "B", two)
+            _forward(layout, *ahead, one)
+        if behind is not None:
+            _backward(layout, *behind, "B", two)
         return
-    number, back = numbered
-    f, i, w = legs(ahead.forward), legs(back.input), legs(back.weight)
+    number, back = behind
+    f, i, w = legs(ahead[1].forward), legs(back.input), legs(back.weight)
+    if "combine" in i:
+        layout.begun(number, two)
     layout.run(_steps(i, "combine"), two)
-    layout.starts.append(len(layout.pieces))
+    layout.begun(ahead[0], one)
     layout.run(_steps(f, "attention"), one)
     layout.run(_steps(f, "dispatch"), one)
+    if i and "combine" not in i:
+        layout.begun(number, two)
     since = len(layout.pieces)
     rest = layout.inputs(_steps(i, "mlp"), _steps(w, "mlp"), two)
     grown = layout.at[two]

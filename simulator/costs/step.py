@@ -13,7 +13,8 @@ ones. At the step's end come, one after another, what only some ranks have to ad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -55,11 +56,12 @@ def barrier_latency(cluster: Cluster, parallel: Parallel) -> float:
 
 
 class Timed(NamedTuple):
-    """A sync with its exchange, and where it stands among those of its ranks."""
+    """A sync with its exchange, and where it stands among those of its ranks: by the place whose end lets it start, a
+    slot's own end after all operations in it."""
 
     sync: Sync
     exchange: Exchange
-    when: tuple[int, int, int] = (0, 0, 0)
+    when: tuple[int, float] = (0, 0)
 
 
 class Bucket(NamedTuple):
@@ -84,8 +86,10 @@ class Outside:
         """All of them, in the order of each rank's stream."""
         found = list[Timed]()
         for rank, held in enumerate(self.program.placement):
-            for stage in held:
+            found += self._visits(rank) if self.parallel.gathers_each_visit else ()
+            for stage in () if self.parallel.gathers_each_visit else held:
                 found += self._gathers(rank, stage)
+            for stage in held:
                 found += self._reductions(rank, stage)
         found.sort(key=lambda timed: timed.when)
         ends = [*self._copies(), *self._replicated(), *self._tables()]
@@ -130,61 +134,78 @@ class Outside:
     # Parameters.
 
     def _gathers(self, rank: int, stage: int) -> Iterator[Timed]:
-        """ZeRO 1 and 2: parameters once, pass by pass as the stage's first forward comes to them; before the rank's
-        first slot if that is not overlapped. ZeRO 3: the same if it keeps them, else before every F, I and B of the
-        stage, fetched while the slot before it runs."""
-        p, program, parts = self.parallel, self.program, self._parts(rank, stage)
-        start, first = int(program.rank_start[rank]), int(self._first[rank, stage])
-        whole = self._gather(stage, parts.values())
-        if p.gathers_each_visit:
-            ahead = 2 if p.gather_overlap else 1
-            needs = (program.action_rank == rank) & (program.stage == stage) & (program.kind != Kind.W)
-            for slot in np.unique(program.action_slot[needs]).tolist():
-                after = ((slot - ahead, -1),) if slot - ahead >= start else ()
-                sync = _sync("all-gather", (rank,), after, ((slot, -1),))
-                yield Timed(sync, whole, (slot - ahead, 0, slot))
-        elif p.zero and p.gather_overlap:
-            for number, piece in enumerate(self.laid(first).starts):
-                some = [held for (of, _), held in parts.items() if of == number]
-                sync = _sync("all-gather", (rank,), (), ((first, piece),))
-                yield Timed(sync, self._gather(stage, some), (first - 1, 0, number))
+        """Once a step: pass by pass as the stage's first forward comes to them, or all before the rank's first slot."""
+        p, program = self.parallel, self.program
+        first, parts = int(self._first[rank, stage]), self._parts(rank, stage)
+        if p.zero and p.gather_overlap:
+            part = int(program.stage[program.slot_start[first]] != stage)
+            needs = [((first, begun.piece), begun.number) for begun in self.laid(first).starts if begun.part == part]
+            pieces = [(place, _held(parts, number)) for place, number in needs]
         elif p.zero:
-            yield Timed(_sync("all-gather", (rank,), (), ((start, -1),)), whole, (first - 1, 0, 0))
+            pieces = [((int(program.rank_start[rank]), -1), sum(parts.values(), Weights()))]
+        else:
+            pieces = []
+        for place, held in pieces:
+            yield Timed(_sync("all-gather", (rank,), (), (place,)), self._gather(stage, held), (first - 1, math.inf))
 
-    def _gather(self, stage: int, some: Iterable[Weights]) -> Exchange:
+    def _visits(self, rank: int) -> Iterator[Timed]:
+        """ZeRO 3 that does not keep parameters: those of each pass before each time it runs forward or back, fetched
+        while the pass before it runs, as PyTorch's FSDP does, or once that has ended, if it is not overlapped."""
+        program = self.program
+        start = int(program.rank_start[rank])
+        ready: list[Place] = []  # what the pass before waits for
+        when = (start - 1, math.inf)
+        exchanges: dict[Place, Exchange] = {}
+        for slot in range(start, int(program.rank_start[rank + 1])):
+            first, laid = int(program.slot_start[slot]), self.laid(slot)
+            for begun in laid.starts:
+                stage = int(program.stage[first + begun.part])
+                needs = [(slot, piece) for piece in laid.pieces[begun.piece].needs]
+                own = needs or ([(slot - 1, -1)] if slot > start else [])
+                after, ready = (ready, own) if self.parallel.gather_overlap else (own, own)
+                if (stage, begun.number) not in exchanges:
+                    held = _held(self._parts(rank, stage), begun.number)
+                    exchanges[stage, begun.number] = self._gather(stage, held)
+                sync = _sync("all-gather", (rank,), tuple(after), ((slot, begun.piece),))
+                when = max([when, *map(_ended, after)])  # in the order of need, also where two passes interleave
+                yield Timed(sync, exchanges[stage, begun.number], when)
+
+    def _gather(self, stage: int, held: Weights) -> Exchange:
         """From the shards of all copies of the stage."""
-        held = sum(some, Weights())
         copies = sum(stage in other for other in self.program.placement)
         return self._over_peers(collectives.all_gather, held.dense_bytes, held.expert_bytes, copies)
 
     # Gradients.
 
     def _reductions(self, rank: int, stage: int) -> Iterator[Timed]:
-        """Gradients in buckets, each once the last micro-batch's weight gradients of its layers are there.
-
-        ZeRO 2 and 3 reduce every micro-batch's, after its slot.
-        """
+        """Gradients in buckets, each once the weight gradients of its layers are there: of a stage's last micro-batch,
+        or with ZeRO 2 and 3 of every one. What is not overlapped comes at the rank's end, or before its next slot."""
         p, program = self.parallel, self.program
         name, way = "reduce-scatter", collectives.reduce_scatter
         if p.zero == 0:
             name, way = "all-reduce", collectives.all_reduce
+        last = int(program.rank_start[rank + 1]) - 1
+        slots = [int(self._last[rank, stage])]
         if p.zero >= 2:
             makes = np.isin(program.kind, (Kind.W, Kind.B)) & (program.stage == stage) & (program.action_rank == rank)
-            whole = sum(self._parts(rank, stage).values(), Weights())
-            buckets = [Bucket((slot, -1), whole) for slot in program.action_slot[makes].tolist()]
-        else:
-            buckets = self._buckets(rank, stage)
-        for order, (place, held) in enumerate(buckets):
-            exchange = self._over_peers(way, held.dense * p.gradient_bytes, held.experts * p.gradient_bytes)
-            yield Timed(_sync(name, (rank,), (place,)), exchange, (place[0], 1, order))
+            slots = program.action_slot[makes].tolist()
+        exchanges: dict[Weights, Exchange] = {}
+        for slot in slots:
+            end = slot if p.gradient_overlap or p.zero >= 2 else last
+            before = ((slot + 1, -1),) if p.zero >= 2 and not p.gradient_overlap and slot < last else ()
+            for place, held in self._buckets(rank, stage, slot) or [Bucket((end, -1), self._whole(rank, stage))]:
+                if held not in exchanges:
+                    exchanges[held] = self._over_peers(
+                        way, held.dense * p.gradient_bytes, held.experts * p.gradient_bytes
+                    )
+                yield Timed(_sync(name, (rank,), (place,), before), exchanges[held], _ended(place))
 
-    def _buckets(self, rank: int, stage: int) -> list[Bucket]:
-        """Full ones as the stage's last backward completes them, by what each leg of a layer really holds."""
-        parts, slot = dict(self._parts(rank, stage)), int(self._last[rank, stage])
+    def _buckets(self, rank: int, stage: int, slot: int) -> list[Bucket]:
+        """Full ones as a slot completes them, by what each leg of a layer really holds; none if nothing overlaps."""
+        parts = dict(self._parts(rank, stage))
         made = self.laid(slot).gradients
         if not self.parallel.gradient_overlap or not made:
-            end = slot if self.parallel.gradient_overlap else int(self.program.rank_start[rank + 1]) - 1
-            return [Bucket((end, -1), sum(parts.values(), Weights()))]
+            return []
         found, held = list[Bucket](), Weights()
         for gradients in made:
             held += parts.pop((gradients.number, gradients.leg), Weights())
@@ -192,6 +213,9 @@ class Outside:
                 found.append(Bucket((slot, gradients.piece), held))
                 held = Weights()
         return [*found, Bucket((slot, made[-1].piece), sum(parts.values(), held))]
+
+    def _whole(self, rank: int, stage: int) -> Weights:
+        return sum(self._parts(rank, stage).values(), Weights())
 
     def _over_peers(self, way: Collective, dense: float, experts: float, copies: int = 1) -> Exchange:
         """A collective of dense weights' bytes over their peers, and then of experts' over theirs."""
@@ -207,7 +231,7 @@ class Outside:
             ranks = tuple(rank for rank, held in enumerate(self.program.placement) if stage in held)
             if len(ranks) < 2:
                 continue
-            held = sum(self._parts(ranks[0], stage).values(), Weights())
+            held = self._whole(ranks[0], stage)
             size = held.dense + held.experts
             if p.zero:
                 size = (held.dense / (p.dp * p.cp) + held.experts / p.edp) / len(ranks)
@@ -220,7 +244,7 @@ class Outside:
         p = self.parallel
         if p.tp > 1 and p.sequence_parallel:
             for rank, held in enumerate(self.program.placement):
-                whole = sum((part for stage in held for part in self._parts(rank, stage).values()), Weights())
+                whole = sum((self._whole(rank, stage) for stage in held), Weights())
                 exchange = collectives.all_reduce(self.cluster, whole.replicated * p.gradient_bytes, p.tp, 1)
                 yield Timed(_sync("reduce norms", (rank,), (self._end(rank),)), exchange)
 
@@ -239,6 +263,17 @@ class Outside:
 
     def _end(self, rank: int) -> Place:
         return int(self._last[rank].max()), -1
+
+
+def _ended(place: Place) -> tuple[int, float]:
+    """A place by when it ends, among those of its rank."""
+    slot, index = place
+    return slot, math.inf if index < 0 else index
+
+
+def _held(parts: dict[Part, Weights], number: int) -> Weights:
+    """What a pass holds."""
+    return sum((held for (of, _), held in parts.items() if of == number), Weights())
 
 
 def _sync(name: str, ranks: tuple[int, ...], after: tuple[Place, ...], before: tuple[Place, ...] = ()) -> Sync:
