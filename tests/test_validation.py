@@ -44,7 +44,7 @@ BOUNDS: dict[str, tuple[int, float, float | None]] = {
     "llama3-405b": (3, 0.02, None),
     "torchtitan": (2, 0.125, 0.13),
     "torchtitan-selective": (3, 0.08, 0.15),
-    "torchtitan-405b": (6, 0.17, 0.2),
+    "torchtitan-405b": (6, 0.17, 0.35),
     "dgxc": (6, 0.09, None),
     "deepseek-v3-slot": (1, 0.085, None),
     "production-runs": (1, 0.015, None),
