@@ -31,14 +31,16 @@ def report(
 ) -> None:
     """Report a training run: step, balance, memory, capacity, what each technique is worth, and what was published.
 
-    It simulates some thirty steps, and takes a minute or two.
+    It simulates some thirty steps and searches for better layouts, which takes a minute or two.
     """
     from simpipe.simulator import report as reports
+    from simpipe.simulator.planning import execution, search
     from simpipe.simulator.views import check_endings
     from simpipe.simulator.views import report as views
 
     check_endings(out or [], views.ENDINGS_OF_REPORT)
-    found = reports.make(_scenario(subject, set or []), steps, seed, workers(), told)
+    with execution.executor_of("local", None, search.WAVE) as (pool, _):
+        found = reports.make(_scenario(subject, set or []), pool, steps, seed, workers(), told)
     told("", last=True)
     for path in out or []:
         views.write(found, path)
@@ -48,12 +50,17 @@ def report(
         print("\n".join([*views.text(found), *(f"wrote {path}" for path in out or [])]))
 
 
-def ablate(subject: Subject, set: Sets = None, json: Json = False) -> None:
-    """Switch a run's techniques off, one at a time, and show what each costs a step; for balance see `simpipe moe`."""
+def ablate(subject: Subject, set: Sets = None, steps: Steps = 200, seed: Seed = 0, json: Json = False) -> None:
+    """Switch a run's techniques off, one at a time, and show what each costs a step.
+
+    What imbalance of experts costs takes most of the time: --steps 0 leaves it out.
+    """
     from simpipe.simulator import ablation
     from simpipe.simulator.views import ablation as views
 
-    rows = ablation.to_dict(ablation.table(_scenario(subject, set or []), None, told))
+    scenario = _scenario(subject, set or [])
+    balance = ablation.balance_of(scenario, steps, seed, workers(), told) if steps else None
+    rows = ablation.to_dict(ablation.table(scenario, balance, told))
     told("", last=True)
     print_json(rows) if json else print("\n".join(views.text(rows)))
 

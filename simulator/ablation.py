@@ -7,13 +7,14 @@ what the loads of its strategies cost.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 from simpipe.simulator import case
 from simpipe.simulator.costs.model import Model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.experts import study
+from simpipe.simulator.experts.balance import Affinities, Sample
 from simpipe.simulator.scenario import Scenario
 
 PLAIN = "1f1b"
@@ -23,64 +24,101 @@ CHUNK = 64
 """Tokens that a channel moves at once where nobody tuned it: the largest that tuning tries."""
 
 
+BALANCE = "balance"
+
+STRATEGIES = ("none", "auxiliary", "bias+sequence")
+"""Ways to balance that are compared."""
+
+Told = Callable[[str], None]
+
+
 @dataclass(frozen=True)
 class Row:
-    """off: what is switched off, empty for the scenario itself. instead: what then holds. peak_bytes: of the fullest
-    GPU; None where the row is not of memory."""
+    """off: what is switched off, empty for the scenario itself. instead: what then holds. changed: the scenario's keys,
+    or the model's, that say so. peak_bytes: of the fullest GPU; None where the row is not of memory."""
 
     off: str
     instead: str
+    changed: str
     step_time_s: float
     peak_bytes: float | None
     fits: bool
 
 
-def table(
-    scenario: Scenario, balance: study.Study | None, progress: Callable[[str], None] = lambda row: None
-) -> list[Row]:
+class Switched(NamedTuple):
+    """A technique off: see Row."""
+
+    off: str
+    instead: str
+    changed: str
+    case: case.Case
+
+
+def balance_of(scenario: Scenario, steps: int, seed: int, workers: int, told: Told) -> study.Study | None:
+    """What so many steps of balancing the scenario's experts come to, with `simpipe moe`'s affinities; None where there
+    are no experts. workers: threads that route."""
+    p, model = scenario.parallel, scenario.load().model
+    if not model.experts:
+        return None
+    group = max(1, p.ep // (p.tp * p.cp)) * p.microbatch_size
+    plan = study.Plan(steps, Sample(16, 256), Sample(group, p.sequence), 0.0, p.global_batch * p.sequence)
+    return study.run(
+        model, Affinities(), STRATEGIES, plan, study.Placing(p.ep), seed, workers, scenario,
+        lambda name, step: told(f"balance, {name}: step {step} of {steps}"),
+    )  # fmt: skip
+
+
+def table(scenario: Scenario, balance: study.Study | None, told: Told = lambda row: None) -> list[Row]:
     """The scenario, and each technique off. Raises SimpipeError."""
     whole = study.loaded(scenario)
-    rows = [_row("", "all on, GPUs in balance", case.modelled(whole))]
-    for off, instead, changed in _switched(whole):
-        progress(off)
-        rows.append(_row(off, instead, changed))
+    rows = [_row(Switched("", "all on, GPUs in balance", "", case.modelled(whole)))]
+    for switched in _switched(whole):
+        told(f"without {switched.off}")
+        rows.append(_row(switched))
     for outcome in balance.outcomes if balance else ():
         name, step = outcome.history.strategy, outcome.step_time_s
         if step is not None:
             left = "nothing balances" if name == "none" else f"as {name} leaves it"
-            rows.append(Row("balance", left, step, None, True))
+            rows.append(Row(BALANCE, left, "layer_imbalance: of the study", step, None, True))
     return rows
 
 
-def _switched(scenario: Scenario) -> Iterator[tuple[str, str, case.Case]]:
-    """What is off, what then holds, and the case; what the scenario does without anyway is left out."""
+def _switched(scenario: Scenario) -> Iterator[Switched]:
+    """Each technique; what the scenario does without anyway is left out."""
     parallel, model = scenario.parallel, scenario.load().model
 
-    def with_(**keys: Any) -> case.Case:
-        return case.modelled(scenario.with_(**keys))
+    def without(off: str, instead: str, **keys: Any) -> Switched:
+        changed = ", ".join(f"{key}: {_text(value)}" for key, value in keys.items())
+        return Switched(off, instead, changed, case.modelled(scenario.with_(**keys)))
 
     program = case.modelled(scenario).program
     if len(program.kind) > program.slots or parallel.overlap == "within-slot":
-        yield "overlap", "F and B of a slot one after the other, as chains", with_(overlap="serial")
+        yield without("overlap", "F and B of a slot one after the other, as chains", overlap="serial")
     if program.name != PLAIN and scenario.chunks is None:
-        layers = scenario.to_dict()["layers"] if program.stages == program.ranks else "even"
-        plain = {"schedule": PLAIN, "layers": layers}
-        yield program.name, f"{PLAIN}, overlapped within its slots", with_(**plain, overlap="within-slot")
-        yield program.name, f"{PLAIN}, its slots as chains", with_(**plain, overlap="none")
+        plain: dict[str, Any] = {"schedule": PLAIN}
+        if program.stages != program.ranks:
+            plain["layers"] = "even"
+        yield without(program.name, f"{PLAIN}, overlapped within its slots", **plain, overlap="within-slot")
+        yield without(program.name, f"{PLAIN}, its slots as chains", **plain, overlap="none")
     experts = model.experts
     if experts and experts.groups_per_token < experts.groups:
         free = replace(model, experts=replace(experts, groups_per_token=experts.groups))
-        yield "node-limited routing", f"experts on all {experts.groups} nodes", _of_model(scenario, free)
+        instead, changed = f"experts on all {experts.groups} nodes", f"experts.groups_per_token: {experts.groups}"
+        yield Switched("node-limited routing", instead, changed, _of_model(scenario, free))
     if experts and parallel.ep > 1:
         if parallel.communication_warps == "dynamic":
-            yield "dynamic warps", "an equal part for each task", with_(communication_warps="static")
+            yield without("dynamic warps", "an equal part for each task", communication_warps="static")
         if parallel.communication_chunk != CHUNK:
-            was = f"chunks of {parallel.communication_chunk}"
-            yield "tuned chunk size", f"{CHUNK} tokens, not {was}", with_(communication_chunk=CHUNK)
+            instead = f"chunks of {CHUNK} tokens, not {parallel.communication_chunk}"
+            yield without("tuned chunk size", instead, communication_chunk=CHUNK)
     if parallel.recompute:
-        yield "recomputation", "all kept for the backward", with_(recompute=[])
+        yield without("recomputation", "all kept for the backward", recompute=[])
     if parallel.averages == "cpu":
-        yield "averages on the CPU", "on the GPU", with_(averages="gpu")
+        yield without("averages on the CPU", "on the GPU", averages="gpu")
+
+
+def _text(value: Any) -> str:
+    return "none" if value == [] else str(value)
 
 
 def _of_model(scenario: Scenario, model: Model) -> case.Case:
@@ -92,24 +130,16 @@ def _of_model(scenario: Scenario, model: Model) -> case.Case:
     return replace(made, costs=other)
 
 
-def _row(off: str, instead: str, made: case.Case) -> Row:
-    trace, figures = case.simulated(made)
+def _row(switched: Switched) -> Row:
+    trace, figures = case.simulated(switched.case)
     assert figures.efficiency
-    return Row(off, instead, trace.makespan, figures.efficiency.memory.peak_bytes, figures.efficiency.fits)
+    memory, fits = figures.efficiency.memory.peak_bytes, figures.efficiency.fits
+    return Row(*switched[:3], trace.makespan, memory, fits)
 
 
 def to_dict(rows: list[Row]) -> list[dict[str, Any]]:
     """Plain figures, with what each row costs over the first."""
     whole = rows[0].step_time_s
     return [
-        {
-            "off": row.off,
-            "instead": row.instead,
-            "step_time_s": row.step_time_s,
-            "costs_s": row.step_time_s - whole,
-            "costs": row.step_time_s / whole - 1,
-            "peak_bytes": row.peak_bytes,
-            "fits": row.fits,
-        }
-        for row in rows
-    ]
+        asdict(row) | {"costs_s": row.step_time_s - whole, "costs": row.step_time_s / whole - 1} for row in rows
+    ]  # fmt: skip

@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from simpipe.simulator import ablation, case, inference, savings, tuning
 from simpipe.simulator.costs import collectives
@@ -21,17 +20,13 @@ from simpipe.simulator.costs.exchange_kernels import KernelSetting
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.experts import study
-from simpipe.simulator.experts.balance import Affinities, Sample
-from simpipe.simulator.graph import OPTIMIZER, OVERLAPPED, WORDS
-from simpipe.simulator.planning import evaluation
+from simpipe.simulator.phases import Phases, overlapped_slot, phases
+from simpipe.simulator.planning.capacity import Capacity, capacity
 from simpipe.simulator.scenario import EXAMPLES, Scenario
-from simpipe.simulator.trace import Trace
+from simpipe.simulator.trace import Trace, simulate
 
 TRAINING_TOKENS = 14.8e12
 """Of DeepSeek-V3 (arXiv 2412.19437): what the capacity answer is for."""
-
-STRATEGIES = ("none", "auxiliary", "bias+sequence")
-"""Ways to balance that are compared."""
 
 SERVED, CONTEXT = 64, 4096
 """Requests a GPU and tokens each of the decode bounds: two micro-batches of 32, as arXiv 2505.09343 takes them."""
@@ -53,62 +48,76 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A run in all its parts. balance, kernels: None where no experts are elsewhere."""
+    """A run in all its parts. bare: the step's phases where gradients and parameters move beside nothing. balance,
+    kernels: None where no experts are elsewhere. seed: of what balance draws."""
 
     scenario: Scenario
     trace: Trace
     figures: case.Figures
+    phases: Phases
+    bare: Phases
     balance: study.Study | None
     kernels: tuning.Landscape | None
     savings: list[dict[str, Any]]
     ablation: list[dict[str, Any]]
-    capacity: dict[str, Any]
+    capacity: Capacity
+    serving: inference.Serving
     caches: list[inference.Cache]
     compared: list[Compared]
+    seed: int
 
     def to_dict(self) -> dict[str, Any]:
         """What --json prints."""
         return {
             "scenario": self.scenario.to_dict(),
             "step": self.figures.to_dict(),
+            "phases_s": self.phases._asdict(),
+            "phases_nothing_hidden_s": self.bare._asdict(),
             "balance": self.balance.to_dict() if self.balance else None,
             "kernels": tuning.to_dict(self.kernels) if self.kernels else None,
             "savings": self.savings,
             "switched_off": self.ablation,
-            "capacity": self.capacity,
+            "capacity": self.capacity.to_dict(),
             "kv_cache": [cache.to_dict() for cache in self.caches],
             "published": [row._asdict() for row in self.compared],
         }
 
 
 def make(
-    scenario: Scenario, steps: int = 200, seed: int = 0, workers: int = 1, told: Progress = lambda part: None
+    scenario: Scenario,
+    pool: Executor,
+    steps: int = 200,
+    seed: int = 0,
+    workers: int = 1,
+    told: Progress = lambda part: None,
 ) -> Report:
-    """All parts. steps: of the study of balance. Raises SimpipeError."""
+    """All parts. pool: who simulates what capacity is searched among. steps: of the study of balance; workers: threads
+    that route for it. Raises SimpipeError."""
     told("the step")
     made = case.modelled(scenario)
     trace, figures = case.simulated(made)
     assert isinstance(made.costs, ModelledCosts)
+    assert figures.efficiency
     model = made.costs.model
-    balance = _balance(scenario, steps, seed, workers, told) if model.experts else None
+    balance = ablation.balance_of(scenario, steps, seed, workers, told)
     kernels = _kernels(scenario, told) if scenario.parallel.ep > 1 else None
-    switched = ablation.to_dict(ablation.table(scenario, balance, lambda off: told(f"without {off}")))
+    switched = ablation.to_dict(ablation.table(scenario, balance, told))
     saved = savings.to_dict(savings.table(scenario, lambda saving: told(f"memory: {saving}")))
-    told("capacity and decoding")
-    capacity = evaluation.figures(scenario.to_dict() | {"token_budget": TRAINING_TOKENS})
-    caches = inference.caches(_serving(made.costs, scenario.hardware))
-    own = _figures(scenario, made.costs, trace, figures, capacity)
-    return Report(scenario, trace, figures, balance, kernels, saved, switched, capacity, caches, compare(own, scenario))
-
-
-def _balance(scenario: Scenario, steps: int, seed: int, workers: int, told: Progress) -> study.Study:
-    p, model = scenario.parallel, scenario.load().model
-    group = max(1, p.ep // (p.tp * p.cp)) * p.microbatch_size
-    plan = study.Plan(steps, Sample(16, 256), Sample(group, p.sequence), 0.0, p.global_batch * p.sequence)
-    return study.run(
-        model, Affinities(), STRATEGIES, plan, study.Placing(p.ep), seed, workers, scenario,
-        lambda name, step: told(f"balance, {name}: step {step} of {steps}"),
+    rate = figures.efficiency.tokens_per_s
+    searched = capacity(scenario, TRAINING_TOKENS, rate, pool, lambda n, of: told(f"plan: {n} of {of.candidates}"))
+    told("decoding")
+    serving = _serving(made.costs, scenario.hardware)
+    own = _figures(made.costs, figures, searched) | _times(trace)
+    own |= _exchanges(made.costs) if model.experts else {}
+    return Report(
+        scenario, trace, figures, phases(trace), _bare(scenario), balance, kernels, saved, switched, searched, serving,
+        inference.caches(serving), compare(own, scenario), seed,
     )  # fmt: skip
+
+
+def _bare(scenario: Scenario) -> Phases:
+    made = case.modelled(scenario.with_(gradient_overlap=False, gather_overlap=False))
+    return phases(simulate(made.program, made.costs))
 
 
 def _kernels(scenario: Scenario, told: Progress) -> tuning.Landscape:
@@ -124,42 +133,36 @@ def _serving(costs: ModelledCosts, hardware: str) -> inference.Serving:
     return inference.Serving(costs.model, machine, SERVED, CONTEXT, ep=most)
 
 
-def _figures(
-    scenario: Scenario, costs: ModelledCosts, trace: Trace, figures: case.Figures, capacity: dict[str, Any]
-) -> dict[str, float]:
-    """What simpipe says of every figure that may be published, by name."""
-    facts = costs.model.facts(scenario.parallel.sequence)
-    found = {
+def _figures(costs: ModelledCosts, figures: case.Figures, found: Capacity) -> dict[str, float]:
+    """What follows of model, order and whole step, of every figure that may be published, by name."""
+    facts = costs.model.facts(costs.parallel.sequence)
+    assert figures.efficiency
+    return {
         "parameters": facts["parameters"]["all"],
         "activated_parameters": facts["activated_parameters"]["all"],
         "training_flops_per_token": facts["training_flops_per_token"]["all"],
         "kv_bytes_per_token": facts["kv_cache_bytes_per_token"],
         "peak_activations": figures.summary.peak_activations,
         "parameter_copies": figures.summary.parameter_copies,
-        "gpu_hours_per_trillion_tokens": capacity["gpu_hours_per_trillion_tokens"],
+        "mfu": figures.efficiency.mfu,
+        "gpu_hours_per_trillion_tokens": found.own["gpu_hours_per_trillion_tokens"],
         "nvlink_over_network": (
             collectives.nvlink_bandwidth(costs.cluster) / collectives.network_bandwidth(costs.cluster)
         ),
     }
-    return found | _components(trace) | (_exchanges(costs) if costs.model.experts else {})
 
 
-def _components(trace: Trace) -> dict[str, float]:
-    """Seconds that a rank spends in slots of each kind, mean of ranks, and of the median F&B slot."""
-    graph, ranks = trace.graph, trace.program.ranks
-    seconds = trace.slot_end - trace.slot_start
-    last = graph.slot_tasks.items[graph.slot_tasks.start[1:] - 1]
-    word = graph.word[last]
-    inside = {name: float(seconds[word == code].sum()) / ranks for code, name in enumerate(WORDS)}
-    found = {
-        "forwards_alone_s": inside["F"],
-        "backwards_alone_s": inside["I"] + inside["W"] + inside["B"],
-        "optimizer_s": inside[WORDS[OPTIMIZER]],
+def _times(trace: Trace) -> dict[str, float]:
+    """The step, its phases, and a slot."""
+    found, slot = phases(trace), overlapped_slot(trace)
+    times = {
+        "step_time_s": trace.makespan,
+        "forwards_alone_s": found.forwards,
+        "backwards_alone_s": found.backwards,
+        "bubbles_s": found.bubbles,
+        "between_steps_s": found.between,
     }
-    pairs = seconds[word == OVERLAPPED]
-    if len(pairs):
-        found |= {"overlapped_slots_s": inside["F&B"], "overlapped_slot_s": float(np.median(pairs))}
-    return found
+    return times if slot is None else times | {"overlapped_slots_s": found.overlapped, "overlapped_slot_s": slot}
 
 
 def _exchanges(costs: ModelledCosts) -> dict[str, float]:

@@ -208,10 +208,17 @@ class Scenario:
 
     def write(self, path: str | Path) -> None:
         """Write a YAML file with every key explained, which reads back equal. Raises OutputError."""
+        from simpipe.simulator.files import atomic
+
+        with atomic(Path(path)) as draft:
+            draft.write_text(self.to_yaml(os.path.abspath(Path(path).parent)), encoding="utf-8", newline="\n")
+
+    def to_yaml(self, folder: str | None = None) -> str:
+        """What such a file holds; paths in it are relative to its folder, absolute without one."""
+        from io import StringIO
+
         from ruamel.yaml import YAML
         from ruamel.yaml.comments import CommentedMap, CommentedSeq
-
-        from simpipe.simulator.files import atomic
 
         table = CommentedMap()
         for key, value in self.to_dict().items():
@@ -219,13 +226,14 @@ class Scenario:
             table[key] = (CommentedSeq if isinstance(value, list) else CommentedMap)(value) if flow else value
             if flow:
                 table[key].fa.set_flow_style()
-            if key in PATHS:
-                table[key] = _relative(value, os.path.abspath(Path(path).parent))
+            if key in PATHS and folder is not None:
+                table[key] = _relative(value, folder)
             table.yaml_set_comment_before_after_key(key, before=KEYS[key])
         yaml = YAML()
         yaml.width = 1_000_000
-        with atomic(Path(path)) as draft, draft.open("w", encoding="utf-8") as file:
-            yaml.dump(table, file)
+        text = StringIO()
+        yaml.dump(table, text)
+        return text.getvalue()
 
     def load(self) -> Loaded:
         """Model, machine, parallelism and schedule, read and checked. Raises a SimpipeError with file and key."""

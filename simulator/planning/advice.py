@@ -145,15 +145,22 @@ def interval(best: Found) -> Interval | None:
     return uncertainty.interval(trace, case.costs, max(uncertainty.FEWEST, uncertainty.default_draws(trace)))
 
 
-def facts(outcome: Outcome, turned: list[tuple[str, float, int]], about: Interval | None) -> dict[str, Any]:
-    """The same as plain values."""
+def counts(outcome: Outcome) -> dict[str, Any]:
+    """How many candidates there were, and what became of them."""
     return {
-        "step_time_interval_s": about and about._asdict(),
         "candidates": outcome.candidates,
         "simulated": len(outcome.found),
         "slower_by_bound": outcome.bounded,
         "too_large": outcome.too_large,
         "pruned": dict(outcome.pruned),
+    }
+
+
+def facts(outcome: Outcome, turned: list[tuple[str, float, int]], about: Interval | None) -> dict[str, Any]:
+    """The same as plain values."""
+    return {
+        "step_time_interval_s": about and about._asdict(),
+        **counts(outcome),
         "recommended": table(outcome),
         "sensitivity": [
             {"what": name, "change": CHANGE - 1, "step_time": share, "then_best": name_of(outcome.ranked[first].row)}
@@ -165,11 +172,7 @@ def facts(outcome: Outcome, turned: list[tuple[str, float, int]], about: Interva
 def describe(outcome: Outcome, turned: list[tuple[str, float, int]], about: Interval | None) -> list[str]:
     """The recommendation in lines: the best and the runners-up, the front, what one change makes, the sensitivity."""
     ranked, best = outcome.ranked, outcome.ranked[0]
-    counts = (
-        f"{outcome.candidates} candidates: {len(outcome.found)} simulated, {outcome.bounded} slower by their bound, "
-        f"{outcome.too_large} too large by their parameters; {sum(outcome.pruned.values())} combinations cannot be"
-    )
-    lines = [counts, "", _HEAD]
+    lines = [counted(outcome), "", _HEAD]
     lines += [_line(number, one, best) for number, one in enumerate(ranked[: 1 + RUNNERS_UP], 1)]
     lines += ["", "Pareto front of step time, memory and GPUs:"]
     lines += [_line(None, one, best, name_of(one.row)) for one in outcome.front]
@@ -185,6 +188,14 @@ def describe(outcome: Outcome, turned: list[tuple[str, float, int]], about: Inte
         lines += ["", f"by the profile's fits, {about.level:.0%} of {about.draws} draws of the best end within {ends}"]
         lines += [f"  of the others here, numbers 2 to {within[-1]} are within that"] if within else []
     return lines
+
+
+def counted(outcome: Outcome) -> str:
+    """The counts as a sentence."""
+    return (
+        f"{outcome.candidates} candidates: {len(outcome.found)} simulated, {outcome.bounded} slower by their bound, "
+        f"{outcome.too_large} too large by their parameters; {sum(outcome.pruned.values())} combinations cannot be"
+    )
 
 
 _HEAD = f"{'':>4}{'step':>9}{'MFU':>8}{'bubble':>8}{'exposed':>10}{'memory':>9}"

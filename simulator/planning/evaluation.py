@@ -92,7 +92,7 @@ def figures(row: Row) -> Row:
     """The figures of a row by column. Raises SimpipeError for a row that cannot be simulated."""
     given = {key: value for key, value in row.items() if value is not None}
     found = _by_hand(given) if "costs" in given else _of_scenario(scenario_of(given))
-    return found | _money(given, found)
+    return found | money(given, found)
 
 
 def scenario_of(row: Mapping[str, Any]) -> Scenario:
@@ -211,8 +211,8 @@ def _whole(row: Mapping[str, Any], key: str) -> int | None:
     return value
 
 
-def _money(row: Mapping[str, Any], found: Row) -> Row:
-    """GPU-hours and cost; nothing where GPUs or tokens a second are not known."""
+def money(row: Mapping[str, Any], found: Row) -> Row:
+    """GPU-hours and cost of a row whose figures are `found`; nothing where GPUs or tokens a second are not known."""
     gpus, rate = row.get("gpus"), found.get("tokens_per_s")
     for key, most in (("token_budget", 1e18), ("price_usd_per_gpu_hour", 1e6)):
         value = row.get(key, 0)
@@ -222,15 +222,15 @@ def _money(row: Mapping[str, Any], found: Row) -> Row:
         return {}
     price = row["price_usd_per_gpu_hour"] if "price_usd_per_gpu_hour" in row else _price(row)
     each = gpus / rate / 3600  # GPU-hours a token
-    money: Row = {"gpu_hours_per_trillion_tokens": each * 1e12}
+    amounts: Row = {"gpu_hours_per_trillion_tokens": each * 1e12}
     if price is not None:
-        money["cost_per_trillion_tokens_usd"] = each * 1e12 * price
+        amounts["cost_per_trillion_tokens_usd"] = each * 1e12 * price
     if "token_budget" in row:
         hours = each * row["token_budget"]
-        money |= {"days": hours / gpus / 24, "gpu_hours": hours}
+        amounts |= {"days": hours / gpus / 24, "gpu_hours": hours}
         if price is not None:
-            money["cost_usd"] = hours * price
-    return money
+            amounts["cost_usd"] = hours * price
+    return amounts
 
 
 def _price(row: Mapping[str, Any]) -> float | None:

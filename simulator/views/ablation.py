@@ -6,12 +6,16 @@ from typing import Any
 
 from simpipe.simulator.views import console
 
-HEADER = ["switched off", "instead", "step", "costs", "", "fullest GPU"]
+HEADER = ["switched off", "instead", "in the scenario", "step", "costs", "", "fullest GPU"]
+
+LEFT = (0, 1, 2)
+"""Columns of words."""
 
 
 def text(rows: list[dict[str, Any]]) -> list[str]:
     """The terminal's table, of ablation.to_dict."""
-    return [*console.table(HEADER, cells(rows)), "", "! does not fit"]
+    notes = ["! does not fit"] if any(not row["fits"] for row in rows) else []
+    return [*console.table(HEADER, cells(rows), LEFT), *notes]
 
 
 def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -20,6 +24,7 @@ def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
         [
             row["off"] or "nothing",
             row["instead"],
+            row["changed"],
             f"{row['step_time_s']:.3f} s",
             f"{row['costs_s']:+.3f} s" if row["off"] else "",
             f"{row['costs']:+.1%}" if row["off"] else "",

@@ -34,13 +34,16 @@ def size(count: float) -> str:
     return f"{count:.4g} TB"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Right-aligned columns, the first one left-aligned."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """Right-aligned columns, but for those in `left`."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = []
-    for first, *rest in (header, *rows):
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    for row in (header, *rows):
+        cells = [
+            cell.ljust(width) if number in left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip() if len(row) - 1 in left else "  ".join(cells))
     return lines
 
 

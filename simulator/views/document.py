@@ -42,6 +42,12 @@ class Text(NamedTuple):
     text: str
 
 
+class Code(NamedTuple):
+    """Lines to copy: a command, a file."""
+
+    text: str
+
+
 class Heading(NamedTuple):
     """What stands above a section."""
 
@@ -69,7 +75,7 @@ class Image(NamedTuple):
     png: str
 
 
-Part = Text | Heading | Table | Chart | Image
+Part = Text | Code | Heading | Table | Chart | Image
 
 
 def write(title: str, parts: Sequence[Part], path: Path) -> None:
@@ -106,6 +112,8 @@ def _shown(part: Part, number: int) -> str:
     match part:
         case Text(text):
             return f"<p>{html.escape(text)}</p>"
+        case Code(text):
+            return f"<pre>{html.escape(text)}</pre>"
         case Heading(text):
             return f"<h2>{html.escape(text)}</h2>"
         case Table(header, rows, left):
@@ -135,6 +143,7 @@ body {{ font: 14px/1.5 system-ui, sans-serif; color: #1b1b1b; margin: 18px 24px;
 h1 {{ font-size: 19px; margin: 0 0 4px; overflow-wrap: anywhere; }}
 h2 {{ font-size: 16px; margin: 26px 0 2px; }}
 p {{ margin: 4px 0 6px; max-width: 72em; }}
+pre {{ margin: 4px 0 6px; padding: 4px 8px; background: #f5f5f5; font-size: 12px; white-space: pre-wrap; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; margin-top: 8px; }}
 th, td {{ text-align: right; padding: 3px 12px; border-bottom: 1px solid #e6e6e6; }}
 .left {{ text-align: left; }}
