@@ -222,7 +222,9 @@ class TestBlocks:
         root = ET.parse(download.value.path()).getroot()
         gutter, width = opened.ask("[timeline.layout.gutter, timeline.layout.lanes]")
         scale = dualpipe.makespan / width
-        boxes = [rect.attrib for rect in root.iter("{http://www.w3.org/2000/svg}rect")]
+        svg = "{http://www.w3.org/2000/svg}"
+        *drawn, legend = root.findall(f"{svg}g")
+        boxes = [rect.attrib for part in drawn for rect in part.iter(f"{svg}rect")]
         frame = dualpipe.slots()
         for kind in "FIWB":
             right = [
@@ -231,9 +233,10 @@ class TestBlocks:
             lanes = [box for box in right if float(box["height"]) > 10]  # and not those of the legend of memory
             starts = sorted((float(box["x"]) - gutter) * scale for box in lanes)
             assert starts == pytest.approx(sorted(frame[frame["kind"] == kind]["start"]), abs=2e-3 * scale)
-        texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-        numbers = [text for text in texts if text and text.isdigit()]
+        numbers = [text for text in root.iter(f"{svg}text") if text.text and text.text.isdigit()]
         assert len(numbers) >= len(frame)
+        assert [*palette.LABELS.values()][:4] == [text.text for text in legend.iter(f"{svg}text")][:4]
+        assert {palette.KINDS[kind] for kind in "FIWB"} <= {rect.get("fill") for rect in legend.iter(f"{svg}rect")}
 
     def test_a_picture_of_the_view_is_saved(self, opened: Opened, dualpipe: Trace, page_of: Any) -> None:
         opened.open(page_of(dualpipe))

@@ -3,7 +3,7 @@
 import type { Page } from "./data";
 import { element, line } from "./dom";
 import { AXIS, type Layout, layoutOf, rowOf, xOf } from "./layout";
-import { legend } from "./legend";
+import { legend, legendOf } from "./legend";
 import { drawLinks, drawMemory, linksHeight, PANEL } from "./panels";
 import type { Run } from "./run";
 import { draw, type Scene } from "./scene";
@@ -86,8 +86,9 @@ export class Timeline {
     const { focus } = this.view;
     const run = this.shown[focus.run];
     this.paint("memory", PANEL, (surface) => drawMemory(surface, run, focus.rank, this.layout, this.view, this.theme));
-    if (!run.retimed) this.paint("links", linksHeight(run), (surface) => drawLinks(surface, run, focus.rank, this.layout, this.view, this.theme));
-    element("links").hidden = run.retimed || !run.header.links;
+    const hasLinks = this.hasLinks(run);
+    if (hasLinks) this.paint("links", linksHeight(run), (surface) => drawLinks(surface, run, focus.rank, this.layout, this.view, this.theme));
+    element("links").hidden = !hasLinks;
     this.drawnIn = performance.now() - before;
     document.documentElement.dataset.ready ??= String(Math.round(performance.now())); // milliseconds since it was opened
   }
@@ -249,29 +250,43 @@ export class Timeline {
 
   // Export.
 
-  /** The view as SVG: lanes, axis, memory and messages. */
+  /** The view as SVG: lanes, axis, memory and messages, and what the colours mean. */
   svg(): string {
-    const surface = new SvgSurface(this.layout.width, this.exportHeight, this.runs.map((run) => run.header.title).join("; "));
+    const { width } = this.layout;
+    const [height, below] = [this.exportHeight, legendOf(this, width)];
+    const surface = new SvgSurface(width, height + below.height, this.runs.map((run) => run.header.title).join("; "));
     this.paintAll(surface, (y, picture) => surface.moved(0, y, picture));
+    surface.moved(0, height, () => below.draw(surface));
     return surface.toString();
   }
 
   private get exportHeight(): number {
     const run = this.shown[this.view.focus.run];
-    return this.layout.view + AXIS + PANEL + (run.retimed ? 0 : linksHeight(run));
+    return this.layout.view + AXIS + PANEL + (this.hasLinks(run) ? linksHeight(run) : 0);
+  }
+
+  /** Whether a rank's messages and links are drawn: none are known of an order timed again in the page. */
+  private hasLinks(run: Run): boolean {
+    return !run.retimed && Boolean(run.header.links);
   }
 
   picture(): HTMLCanvasElement {
     const canvas = document.createElement("canvas");
     const sources = ["lanes", "memory", "links"].map((id) => element<HTMLCanvasElement>(id)).filter((one) => !one.hidden);
+    const ratio = sources[0].width / this.layout.width;
+    const height = sources.reduce((sum, one) => sum + one.height, 0);
+    const below = legendOf(this, this.layout.width);
     canvas.width = sources[0].width;
-    canvas.height = sources.reduce((sum, one) => sum + one.height, 0);
+    canvas.height = height + Math.ceil(below.height * ratio);
     const context = canvas.getContext("2d")!;
     let y = 0;
     for (const source of sources) {
       context.drawImage(source, 0, y);
       y += source.height;
     }
+    const surface = new CanvasSurface(context, ratio);
+    context.translate(0, height / ratio);
+    below.draw(surface);
     return canvas;
   }
 
@@ -280,7 +295,7 @@ export class Timeline {
     const run = this.shown[focus.run];
     at(0, () => draw(this.scene, surface));
     at(this.layout.view + AXIS, () => drawMemory(surface, run, focus.rank, this.layout, this.view, this.theme));
-    if (!run.retimed) {
+    if (this.hasLinks(run)) {
       at(this.layout.view + AXIS + PANEL, () => drawLinks(surface, run, focus.rank, this.layout, this.view, this.theme));
     }
   }
