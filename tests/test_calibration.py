@@ -359,18 +359,25 @@ def test_the_published_trace_becomes_a_profile() -> None:
     assert slots["same_order"] == {"compute": True, "expert-parallel": True}
     assert slots["simulated_span_s"] == pytest.approx(slots["measured_span_s"], rel=0.03)
     near = {name: seconds["simulated_s"] / seconds["measured_s"] - 1 for name, seconds in slots["phases"].items()}
-    off = {name for name, error in near.items() if abs(error) > 0.1}
-    assert off == {"dispatch(F)"}, near  # 26 % longer than combine(B)'s, which moves as many bytes
+    assert len(near) == 10
+    assert not {name for name, error in near.items() if abs(error) > 0.1}, near
+    (both,) = found.slots
+    unseen = {}  # of layers 2 and 3, to which nothing was fitted
+    for name in near:
+        measured, simulated = (sum(p.seconds for p in s if p.name == name and p.layer >= 2) for s in both[:2])
+        unseen[name] = simulated / measured - 1
+    assert not {name for name, error in unseen.items() if abs(error) > 0.12}, unseen
 
 
 def test_known_exchange_parameters_come_back() -> None:
-    """Dispatches and combines of 8 and 64 ranks by a kernel half as fast, with 3 % noise."""
+    """First and repeated dispatches and combines of 8 and 64 ranks by a kernel half as fast, with 3 % noise."""
     random, rows = np.random.default_rng(8), []
-    truth = {"warp_bandwidth": 0.5 * H100.exchange.warp_bandwidth, "network_efficiency": 0.7}
-    for way, format in (("dispatch", "fp8"), ("combine", "bf16")):
+    truth = {"warp_bandwidth": 0.5 * H100.exchange.warp_bandwidth, "network_efficiency": 0.7, "first_dispatch": 1.25}
+    ways = (("dispatch", "fp8", {"repeated": 0}), ("dispatch", "fp8", {}), ("combine", "bf16", {}))
+    for way, format, known in ways:
         for ranks in (8, 64):
             for sms in (4, 24):
-                shape = write_shape(tokens=4096, hidden=7168, topk=8, experts=256)
+                shape = write_shape(tokens=4096, hidden=7168, topk=8, experts=256, **known)
                 rows.append({"operator": way, "format": format, "shape": shape, "sms": sms, "ranks": ranks})
     ready = [{**row, "seconds": 1.0, "tested": 0} for row in rows]
     problem = curves._PROBLEMS["exchange"](H100, "exchange", "", Timings.of(ready, "made").table)
@@ -381,6 +388,7 @@ def test_known_exchange_parameters_come_back() -> None:
     fitted = dict(zip(found.names, found.fit.values, strict=True))
     assert fitted["warp_bandwidth"] == pytest.approx(truth["warp_bandwidth"], rel=0.1)
     assert fitted["network_efficiency"] == pytest.approx(0.7, rel=0.1)
+    assert fitted["first_dispatch"] == pytest.approx(1.25, rel=0.05)
 
 
 # Collectives.

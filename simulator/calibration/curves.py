@@ -76,6 +76,7 @@ _EXCHANGE = (
     ("nvlink_efficiency", 0.05, 1.0, 0.3, 0.0),
     ("dispatch_floor", 0.0, 1e-3, 0.7, 1e-6),
     ("combine_floor", 0.0, 1e-3, 0.7, 1e-6),
+    ("first_dispatch", 1.0, 5.0, 0.3, 0.0),
 )
 _MEMORY = (("efficiency", 0.001, 1.0, 0.5, 0.0), ("floor", 0.0, 1e-2, 0.7, 1e-6))
 """Of each parameter: name, bounds, how unsure it is before any timing is seen, and in which scale (see Parameter)."""
@@ -337,7 +338,7 @@ def _exchange(cluster: Cluster, operator: str, format: str, table: pd.DataFrame)
     usual = Parallel(ranks=1, gpus=1, global_batch=1, sequence=1)
     rows = []
     for index, row in table.iterrows():
-        tokens, hidden, topk, experts, limit = shapes[index]
+        tokens, hidden, topk, experts, limit, *repeated = shapes[index]
         sms, ep, element = int(row["sms"]), int(row["ranks"]), BYTES_PER_ELEMENT.get(row["format"])
         if element is None or ep < 2 or not 1 <= sms <= cluster.gpu.sms:
             wanted = f"a format of {', '.join(BYTES_PER_ELEMENT)}, 2 or more ranks and 1 to {cluster.gpu.sms} SMs"
@@ -345,13 +346,16 @@ def _exchange(cluster: Cluster, operator: str, format: str, table: pd.DataFrame)
                 f"{row['source']}: {row['operator']} has {wanted}, not {row['format']!r}, {ep} and {sms}"
             )
         setting = KernelSetting(sms, usual.communication_warps, usual.communication_chunk)
-        rows.append((row["operator"], (tokens, topk, hidden, element, ep, limit or None, experts, setting)))
+        known = (("repeated", bool(repeated[0])),) if repeated else ()
+        rows.append((row["operator"], (tokens, topk, hidden, element, ep, limit or None, experts, setting), known))
 
     def seconds(values: Floats, chosen: Any) -> Floats:
         fitted = dict(zip((name for name, *_ in _EXCHANGE), values.tolist(), strict=True))
         machine = replace(cluster, exchange=replace(cluster.exchange, wait=0.0, **fitted))
-        times = {row: communication.seconds(machine, getattr(communication, row[0])(machine, *row[1])) for row in
-                 {rows[index] for index in chosen}}  # fmt: skip
+        times = {}
+        for row in {rows[index] for index in chosen}:
+            way, shape, known = row
+            times[row] = communication.seconds(machine, getattr(communication, way)(machine, *shape, **dict(known)))
         return np.array([times[rows[index]] for index in chosen])
 
     work = np.array([row[1][0] for row in rows], float)

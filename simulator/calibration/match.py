@@ -43,7 +43,7 @@ def timings(trace: Trace, model: Model, cluster: Cluster, parallel: Parallel, cl
         half = inside.loc[inside["range"] == name, "visit"].max() // 2
         wanted = _kernels(passes, *part)
         found = _paired(kernels, wanted, trace.sms or cluster.gpu.sms, shared, str(name))
-        found += _gaps(kernels, wanted) + _exchanged(kernels, model, parallel)
+        found += _gaps(kernels, wanted) + _exchanged(kernels, model, parallel, part[0])
         rows += [{**row, "tested": int(visit > half)} for row in found]
     if not rows:
         names = ", ".join(sorted(set(inside["range"]))[:8]) or "none"
@@ -98,8 +98,9 @@ def _shape(kernel: Kernel) -> str:
     return write_shape(m=m, n=n, k=k, **groups, output_bytes=round(kernel.output_bytes))
 
 
-def _exchanged(kernels: pd.DataFrame, model: Model, parallel: Parallel) -> list[dict[str, Any]]:
-    """Kernels that move tokens between experts, and the time in which others of their range only wait."""
+def _exchanged(kernels: pd.DataFrame, model: Model, parallel: Parallel, way: str) -> list[dict[str, Any]]:
+    """Kernels that move tokens between experts, and the time in which others of their range only wait; a forward's
+    dispatch is the one that finds out where tokens go."""
     moving = kernels[kernels["kind"].isin(("dispatch", "combine"))]
     if not len(moving) or model.experts is None:
         return []
@@ -110,10 +111,12 @@ def _exchanged(kernels: pd.DataFrame, model: Model, parallel: Parallel) -> list[
         nodes_per_token=limit,
     )  # fmt: skip
     formats = {"dispatch": p.dispatch_format, "combine": p.combine_format}
+    shapes = {"dispatch": f"{shape} {write_shape(repeated=int(way != 'forward'))}", "combine": shape}
     rows = [
-        {"operator": kind, "format": formats[kind], "shape": shape, "sms": blocks, "ranks": p.ep, "seconds": seconds}
+        {"operator": kind, "format": formats[kind], "shape": shapes[kind], "sms": blocks, "ranks": p.ep,
+         "seconds": seconds}
         for kind, blocks, seconds in zip(moving["kind"], moving["blocks"], moving["seconds"], strict=True)
-    ]
+    ]  # fmt: skip
     waits = traces.busy(kernels[kernels["kind"] == "wait"])
     return [*rows, {"operator": "exchange_wait", "seconds": waits}] if waits else rows
 

@@ -46,11 +46,11 @@ SHAPES = {
 OPTIONAL = {
     "gemm": {"output_bytes": 2},
     "grouped_gemm": {"output_bytes": 2},
-    "dispatch": {"nodes_per_token": 0},
+    "dispatch": {"nodes_per_token": 0, "repeated": 1},
     "combine": {"nodes_per_token": 0},
 }
 """What a shape may say besides, and what holds where it does not: bytes moved an output element; how many nodes a token
-may go to, 0 for all."""
+may go to, 0 for all; whether a dispatch repeats another's way, as a backward's, or has to find it, 0."""
 
 COLUMNS = ("operator", "shape", "format", "sms", "bytes", "ranks", "seconds", "beside", "source", "tested")
 """shape: text as `m=4096 n=7168 k=2048`. format: of numbers, as a profile names it. sms: those that the kernel runs on

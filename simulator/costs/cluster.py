@@ -198,6 +198,7 @@ class ExchangeKernel:
     nvlink_efficiency: Ratio
     l2_exponent: Amount
     wait: Seconds = 0.0
+    first_dispatch: Factor = 1.0
 
 
 @dataclass(frozen=True)

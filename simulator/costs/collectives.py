@@ -113,15 +113,17 @@ def dispatch(
     kernel: KernelSetting,
     apart: int = 1,
     groups: int | None = None,
+    repeated: bool = True,
 ) -> Exchange:
     """A GPU's `tokens` to their experts, elements of 1 byte with their scales, by a kernel set so.
 
     `experts` are spread over `ep` ranks; a token's are in at most `limit` of the `groups` that they form, one a node
-    unless told otherwise.
+    unless told otherwise. repeated: whether another has found out where tokens go.
     """
     group, payload = _place(cluster, ep, apart), token_bytes(hidden, element_bytes)
     spread = expert_spread(experts, topk, ep, group.on_node, limit, groups)
-    return _expert_exchange(cluster, "dispatch", tokens, payload, spread, group, kernel)
+    found = _expert_exchange(cluster, "dispatch", tokens, payload, spread, group, kernel)
+    return found if repeated else found._replace(rate_limit=found.rate_limit / cluster.exchange.first_dispatch)
 
 
 def combine(

@@ -19,6 +19,7 @@ Megatron-LM; none of their times is used.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from simpipe.simulator.costs import collectives
@@ -288,7 +289,8 @@ def _weight(share: TimedShare, operations: Sequence[Operation], phase: str) -> I
 
 
 def _exchange(share: TimedShare, name: str, back: bool) -> Iterator[Step]:
-    """Tokens to their experts, or the results `back`; on the busiest GPU."""
+    """Tokens to their experts, or the results `back`; on the busiest GPU. A combine's backward sends gradients where the
+    dispatch has sent tokens."""
     p, experts, model = share.parallel, share.model.experts, share.model
     assert experts
     if p.ep == 1:
@@ -296,7 +298,8 @@ def _exchange(share: TimedShare, name: str, back: bool) -> Iterator[Step]:
     if share.stack.expert_copies:
         yield from _exchange_copies(share, name, back)
         return
-    way, format = (collectives.combine, p.combine_format) if back else (collectives.dispatch, p.dispatch_format)
+    first = partial(collectives.dispatch, repeated=name == "combine")
+    way, format = (collectives.combine, p.combine_format) if back else (first, p.dispatch_format)
     exchange = way(
         share.cluster,
         share.routed * p.expert_imbalance,
