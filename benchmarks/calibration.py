@@ -2,8 +2,9 @@
 
     python benchmarks/calibration.py [MB]
 
-Each runs in a process of its own, which prints its seconds and its peak memory; an empty Python stands beside them. The
-trace has MB megabytes (500): kernels with launches, operators and flows, as PyTorch writes them.
+Each runs in a process of its own: its seconds by the clock and of the processor, which tell how busy the machine was,
+and its peak memory; an empty Python stands beside them. The trace has MB megabytes (500): kernels with launches,
+operators and flows, as PyTorch writes them.
 """
 
 from __future__ import annotations
@@ -68,11 +69,12 @@ def write_trace(path: Path, size: float) -> None:
 
 def timed(label: str, code: str) -> None:
     """Run Python in its own process; print seconds and peak memory."""
-    peak = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    told = "import resource as r; own = r.getrusage(r.RUSAGE_SELF); print(own.ru_utime + own.ru_stime, own.ru_maxrss)"
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{peak}"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{told}"], capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - started
-    print(f"{label:<44}{seconds:8.2f} s {int(done.stdout.split()[-1]) / 1e6:8.2f} GB")
+    processor, peak = map(float, done.stdout.split()[-2:])
+    print(f"{label:<44}{seconds:8.2f} s {processor:8.2f} s of processor {peak / 1e6:8.2f} GB")
 
 
 def main() -> None:

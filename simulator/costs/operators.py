@@ -289,8 +289,8 @@ def _weight(share: TimedShare, operations: Sequence[Operation], phase: str) -> I
 
 
 def _exchange(share: TimedShare, name: str, back: bool) -> Iterator[Step]:
-    """Tokens to their experts, or the results `back`; on the busiest GPU. A combine's backward sends gradients where the
-    dispatch has sent tokens."""
+    """Tokens to their experts, or the results `back`; on the busiest GPU. A combine's backward sends gradients where
+    the dispatch has sent tokens."""
     p, experts, model = share.parallel, share.model.experts, share.model
     assert experts
     if p.ep == 1:
