@@ -48,16 +48,19 @@ def tune_comm(
 ) -> None:
     """Search SMs, warps and chunk size of dispatch and combine together for the shortest overlapped slot.
 
-    `--out` writes the scenario with the setting found (.yaml), or the landscape (.html, .png, .svg, .pdf). What options
-    leave open is as in DeepSeek-V3's training, on as few GPUs as it fits.
+    `--out` writes the scenario with the setting found (.yaml), or the landscape (.html, .png, .svg, .pdf). A model
+    whose training is published (deepseek-v3) is tuned in that layout; else what options leave open is as in that
+    training, on as few GPUs as they allow.
     """
     from simpipe.simulator import tuning, views
+    from simpipe.simulator.scenario import published
     from simpipe.simulator.views import console, landscape
 
     flags = modelled_flags(locals())
     views.check_endings(out or [], (".yaml", *landscape.ENDINGS_OF_MAPS))
     outs = [Path(path) for path in out or []]
-    found = tuning.tune(scenario_of(scenario, schedule, None, None, flags, set or [], tuning.completed), _heard)
+    path = scenario or (published(model) if model else None)
+    found = tuning.tune(scenario_of(path, schedule, None, None, flags, set or [], tuning.completed), _heard)
     for path in outs:
         if path.suffix.lower() == ".yaml":
             found.tuned.write(path)
@@ -66,7 +69,13 @@ def tune_comm(
     if json:
         print_json(tuning.to_dict(found))
     else:
-        lines = [tuning.headline(found), "", *console.table(tuning.HEADER, tuning.rows(found))]
+        lines = [
+            tuning.headline(found),
+            "",
+            *console.table(tuning.HEADER, tuning.rows(found)),
+            "",
+            *tuning.caveat(found),
+        ]
         print("\n".join([*lines, *(f"wrote {path}" for path in outs)]))
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from simpipe.simulator import case
-from simpipe.simulator.costs.model import Model
+from simpipe.simulator import case, tuning
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.experts import study
 from simpipe.simulator.experts.balance import Affinities, Sample
 from simpipe.simulator.scenario import Scenario
+from simpipe.simulator.trace import simulate
 
 PLAIN = "1f1b"
 """What a schedule is switched off for; it has a stage a rank."""
@@ -35,7 +35,8 @@ Told = Callable[[str], None]
 @dataclass(frozen=True)
 class Row:
     """off: what is switched off, empty for the scenario itself. instead: what then holds. changed: the scenario's keys,
-    or the model's, that say so. peak_bytes: of the fullest GPU; None where the row is not of memory."""
+    or the model's, that say so. peak_bytes: of the fullest GPU; None where the row is not of memory. note: what the
+    cost owes to an assumption."""
 
     off: str
     instead: str
@@ -43,6 +44,7 @@ class Row:
     step_time_s: float
     peak_bytes: float | None
     fits: bool
+    note: str = ""
 
 
 class Switched(NamedTuple):
@@ -52,6 +54,7 @@ class Switched(NamedTuple):
     instead: str
     changed: str
     case: case.Case
+    note: str = ""
 
 
 def balance_of(scenario: Scenario, steps: int, seed: int, workers: int, told: Told) -> study.Study | None:
@@ -104,37 +107,49 @@ def _switched(scenario: Scenario) -> Iterator[Switched]:
     if experts and experts.groups_per_token < experts.groups:
         free = replace(model, experts=replace(experts, groups_per_token=experts.groups))
         instead, changed = f"experts on all {experts.groups} nodes", f"experts.groups_per_token: {experts.groups}"
-        yield Switched("node-limited routing", instead, changed, _of_model(scenario, free))
+        yield Switched("node-limited routing", instead, changed, _of(case.modelled(scenario), model=free))
     if experts and parallel.ep > 1:
         if parallel.communication_warps == "dynamic":
             yield without("dynamic warps", "an equal part for each task", communication_warps="static")
         if parallel.communication_chunk != CHUNK:
             instead = f"chunks of {CHUNK} tokens, not {parallel.communication_chunk}"
-            yield without("tuned chunk size", instead, communication_chunk=CHUNK)
+            yield without("tuned chunk size", instead, communication_chunk=CHUNK)._replace(note=_owed(scenario))
     if parallel.recompute:
         yield without("recomputation", "all kept for the backward", recompute=[])
     if parallel.averages == "cpu":
         yield without("averages on the CPU", "on the GPU", averages="gpu")
 
 
+def _owed(scenario: Scenario) -> str:
+    """What of the chunk size's worth an assumption makes; empty where nothing is assumed of it."""
+    cluster = scenario.load().cluster
+    if tuning.SLOWING not in cluster.assumed:
+        return ""
+    free = replace(cluster, exchange=replace(cluster.exchange, l2_exponent=0.0))
+    own, other = (
+        _of(case.modelled(scenario.with_(communication_chunk=chunk)), cluster=free)
+        for chunk in (scenario.parallel.communication_chunk, CHUNK)
+    )
+    costs = simulate(other.program, other.costs).makespan / simulate(own.program, own.costs).makespan - 1
+    assumed = f"{tuning.SLOWING} = {cluster.exchange.l2_exponent:g}, how much a filled L2 cache slows computation"
+    return f"{costs:+.1%} if it were not for what is assumed, {assumed}"
+
+
 def _text(value: Any) -> str:
     return "none" if value == [] else str(value)
 
 
-def _of_model(scenario: Scenario, model: Model) -> case.Case:
-    """The scenario's case with another model."""
-    made = case.modelled(scenario)
+def _of(made: case.Case, **profiles: Any) -> case.Case:
+    """A case with another model or machine."""
     assert isinstance(made.costs, ModelledCosts)
-    costs = made.costs
-    other = ModelledCosts(model, costs.cluster, costs.parallel, costs.speeds, costs.lengths, costs.stack)
-    return replace(made, costs=other)
+    return replace(made, costs=replace(made.costs, **profiles, of_slots={}, _known={}))
 
 
 def _row(switched: Switched) -> Row:
     trace, figures = case.simulated(switched.case)
     assert figures.efficiency
     memory, fits = figures.efficiency.memory.peak_bytes, figures.efficiency.fits
-    return Row(*switched[:3], trace.makespan, memory, fits)
+    return Row(*switched[:3], trace.makespan, memory, fits, switched.note)
 
 
 def to_dict(rows: list[Row]) -> list[dict[str, Any]]:

@@ -147,7 +147,7 @@ def slot_costs(program: Program, costs: ModelledCosts) -> SlotCosts:
                 missing.append(kinds[-1][0])
                 chosen.append(int(here[0]))
     if chosen:
-        found = _one_each(program, costs, np.array(chosen, np.int64), speeds)
+        found = one_each(program, costs, np.array(chosen, np.int64))
         for key, times in zip(missing, found, strict=True):
             _times[key] = (_profiles(costs), *times)
     for key, here in kinds:
@@ -170,10 +170,12 @@ def alone(program: Program, costs: ModelledCosts) -> Trace:
     return Trace(graph, numbers, 0, start[0], end[0])
 
 
-def _one_each(program: Program, costs: ModelledCosts, slots: Ints, speeds: Floats) -> list[tuple[float, float]]:
+def one_each(program: Program, costs: ModelledCosts, slots: Ints) -> list[tuple[float, float]]:
     """Seconds, and exposed seconds, of some slots, each run with nothing beside it."""
     last = int(program.action_slot[np.argmax(program.stage)])  # an excerpt without the last stage would have fewer
     slots = np.append(slots, last)
+    speeds = np.ones(program.ranks)
+    speeds[: len(costs.speeds)] = costs.speeds
     own = replace(costs, speeds=tuple(speeds[program.slot_rank[slots]].tolist()))
     trace = alone(_excerpt(program, slots), own)
     seconds = trace.slot_end - trace.slot_start

@@ -1,8 +1,7 @@
 """Tuning: how communication kernels should run so that an overlapped slot is shortest, not communication by itself.
 
-The slot is an F&B of a stage of some layers with experts, in the middle of a pipeline, on the step's own engine: SMs
-that communication holds are missing where matrix products run beside it, chunks fill the L2 cache, and what is not
-hidden sticks out. All settings are rows of the Loads of one Graph.
+The slot is an F&B of a stage of some layers with experts, on the step's own engine: SMs that communication holds are
+missing where matrix products run beside it, chunks fill the L2 cache, and what is not hidden sticks out.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
 
-from simpipe.simulator import engines
+import numpy as np
+
+from simpipe.simulator import slots
 from simpipe.simulator.costs import collectives, operators
 from simpipe.simulator.costs.exchange_kernels import KernelSetting
 from simpipe.simulator.costs.model import Model
@@ -22,7 +23,6 @@ from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.overlap import COMMUNICATION
 from simpipe.simulator.costs.parallel import Parallel, is_whole
 from simpipe.simulator.errors import SimpipeError
-from simpipe.simulator.lower import lower
 from simpipe.simulator.program import Program
 from simpipe.simulator.scenario import Scenario
 
@@ -34,7 +34,10 @@ WARPS = ("dynamic", "static")
 CHUNKS = (1, 2, 4, 8, 16, 32, 64)
 
 ORDER = "0F0,0F1,0B0,0B1\n1F0,(1F1;1B0)OVERLAP_F_B,1B1\n2F0,2B0,2F1,2B1"
-"""A pipeline whose middle rank has the slot: the second of its own."""
+"""A pipeline whose middle rank has the slot."""
+
+SLOWING = "exchange.l2_exponent"
+"""The figure of a machine's profile that says how much chunks in the L2 cache slow what computes beside them."""
 
 DEFAULTS = {"ranks": 2, "sequence": 4096, "precision": "fp8_block"}
 """What a run takes, as DeepSeek-V3's training, where nothing else is said; GPUs and batch are then the least that
@@ -54,12 +57,14 @@ class Tried(NamedTuple):
 
 
 class Landscape(NamedTuple):
-    """All settings tried. given: the scenario's own."""
+    """All settings tried. given: the scenario's own. unslowed: the one with the shortest slot if what fills the L2
+    cache slowed nothing; None where the machine's profile does not merely assume how much it does."""
 
     scenario: Scenario
     tokens: int
     tried: tuple[Tried, ...]
     given: Tried
+    unslowed: Tried | None = None
 
     @property
     def best(self) -> Tried:
@@ -116,12 +121,28 @@ def tune(scenario: Scenario, heard: Callable[[int, int], None] = lambda done, to
     own = KernelSetting(parallel.communication_sms, parallel.communication_warps, parallel.communication_chunk)
     grid = (KernelSetting(*each) for each in product(SMS, WARPS, CHUNKS) if each[0] < cluster.gpu.sms)
     settings = list(dict.fromkeys([own, *grid]))
+    guessed = SLOWING in cluster.assumed
+    count = len(settings) * (1 + guessed)
+    tried = _all_tried(costs, settings, lambda done: heard(done, count))
+    unslowed = None
+    if guessed:
+        free = replace(cluster, exchange=replace(cluster.exchange, l2_exponent=0.0))
+        done = len(tried)
+        others = _all_tried(
+            ModelledCosts(stage, free, layout, stack=loaded.stack), settings, lambda more: heard(done + more, count)
+        )
+        unslowed = min(others, key=lambda one: one.slot)
+    return Landscape(scenario, parallel.tokens, tried, tried[0], unslowed)
+
+
+def _all_tried(
+    costs: ModelledCosts, settings: Sequence[KernelSetting], heard: Callable[[int], None]
+) -> tuple[Tried, ...]:
     tried: list[Tried] = []
-    for first in range(0, len(settings), len(CHUNKS)):
-        heard(len(tried), len(settings))
-        tried += _tried(costs, settings[first : first + len(CHUNKS)])
-    heard(len(settings), len(settings))
-    return Landscape(scenario, parallel.tokens, tuple(tried), tried[0])
+    for setting in settings:
+        tried.append(_tried(costs, setting))
+        heard(len(tried))
+    return tuple(tried)
 
 
 def _stage(model: Model, parallel: Parallel) -> tuple[Model, Parallel]:
@@ -136,16 +157,11 @@ def _stage(model: Model, parallel: Parallel) -> tuple[Model, Parallel]:
     return short, settled
 
 
-def _tried(costs: ModelledCosts, settings: Sequence[KernelSetting]) -> list[Tried]:
-    """Settings as rows of one graph."""
-    layouts = [replace(costs.parallel, **keys(setting)) for setting in settings]
-    each = [ModelledCosts(costs.model, costs.cluster, layout, stack=costs.stack) for layout in layouts]
-    graph, loads = lower(_program(), *each)
-    start, end = engines.times(graph, loads)
-    slot = graph.rank_slots.items[graph.rank_slots.start[1] + 1]
-    tasks = graph.slot_tasks.items[graph.slot_tasks.start[slot] : graph.slot_tasks.start[slot + 1]]
-    seconds = end[:, tasks].max(axis=1) - start[:, tasks].min(axis=1)
-    return [Tried(*row) for row in zip(settings, seconds.tolist(), map(_communication, each), strict=True)]
+def _tried(costs: ModelledCosts, setting: KernelSetting) -> Tried:
+    own = ModelledCosts(costs.model, costs.cluster, replace(costs.parallel, **keys(setting)), stack=costs.stack)
+    program = _program()
+    ((seconds, _),) = slots.one_each(program, own, np.flatnonzero(np.diff(program.slot_start) == 2))
+    return Tried(setting, seconds, _communication(own))
 
 
 def _communication(costs: ModelledCosts) -> float:
@@ -165,6 +181,18 @@ def headline(found: Landscape) -> str:
     scenario, parallel = found.scenario, found.scenario.parallel
     what = f"{scenario.model} on {scenario.hardware}, ep {parallel.ep}, {found.tokens:,} tokens"
     return f"{what}: an overlapped F&B slot of {LAYERS} layers under {len(found.tried)} settings"
+
+
+def caveat(found: Landscape) -> list[str]:
+    """What the shortest slot owes to an assumption, in a sentence; none where it owes nothing."""
+    if found.unslowed is None:
+        return []
+    (sms, warps, chunk), exponent = found.unslowed.setting, found.scenario.load().cluster.exchange.l2_exponent
+    return [
+        f"How much chunks that fill the L2 cache slow computation is assumed ({SLOWING} = {exponent:g}); if they did "
+        f"not, the shortest slot, {found.unslowed.slot * 1e3:.2f} ms, would have {sms} SMs, {warps} warps and chunks "
+        f"of {chunk}."
+    ]
 
 
 HEADER = ("", "SMs", "warps", "chunk", "slot", "over shortest", "dispatch + combine alone")
@@ -190,4 +218,5 @@ def to_dict(found: Landscape) -> dict[str, Any]:
         return {**keys(tried.setting), "slot_seconds": tried.slot, "communication_seconds": tried.communication}
 
     named = {"best": found.best, "best_static": found.static, "fastest": found.fastest, "given": found.given}
+    named |= {"best_if_l2_slows_nothing": found.unslowed} if found.unslowed else {}
     return {name: plain(tried) for name, tried in named.items()} | {"tried": [plain(tried) for tried in found.tried]}

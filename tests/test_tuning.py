@@ -13,7 +13,9 @@ from simpipe.simulator import tuning
 from simpipe.simulator.costs import exchange_kernels
 from simpipe.simulator.costs.exchange_kernels import KernelSetting
 from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.phases import overlapped_slot
 from simpipe.simulator.scenario import Scenario
+from simpipe.simulator.trace import simulate
 from simpipe.simulator.tuning import CHUNKS, SMS, WARPS, Landscape, Tried, completed, tune
 from simpipe.simulator.views import landscape
 
@@ -68,12 +70,32 @@ def test_large_chunks_take_the_cache_from_computation(found: Landscape) -> None:
     assert slots == sorted(slots)
 
 
+def test_what_an_assumption_decides_is_told(found: Landscape) -> None:
+    """Chunks fill the L2 cache; how much that slows computation is assumed, and decides how small they should be."""
+    assert found.unslowed is not None
+    assert found.unslowed.slot < found.best.slot
+    assert found.unslowed.setting.chunk_tokens > found.best.setting.chunk_tokens
+    (told,) = tuning.caveat(found)
+    assert "exchange.l2_exponent = 0.1" in told
+    assert f"{found.unslowed.slot * 1e3:.2f} ms" in told
+    assert tuning.to_dict(found)["best_if_l2_slows_nothing"]["slot_seconds"] == found.unslowed.slot
+    assert tuning.caveat(found._replace(unslowed=None)) == []
+
+
+def test_the_slot_takes_what_it_does_in_a_pipeline(found: Landscape) -> None:
+    """A run of the pipeline that the slot is taken from, messages and all, has it as long."""
+    model, cluster, parallel = found.scenario.load()[:3]
+    stage, layout = tuning._stage(model, replace(parallel, **tuning.keys(found.best.setting)))
+    trace = simulate(tuning._program(), tuning.ModelledCosts(stage, cluster, layout))
+    assert overlapped_slot(trace) == pytest.approx(found.best.slot)
+
+
 def test_the_slot_is_that_of_a_run_with_its_setting(found: Landscape) -> None:
     """Tuning a tuned scenario changes nothing, and its own setting is then the best."""
     assert found.tuned.parallel == replace(found.scenario.parallel, **tuning.keys(found.best.setting))
     model, cluster = found.tuned.load()[:2]
     stage, layout = tuning._stage(model, found.tuned.parallel)
-    (again,) = tuning._tried(tuning.ModelledCosts(stage, cluster, layout), [found.best.setting])
+    again = tuning._tried(tuning.ModelledCosts(stage, cluster, layout), found.best.setting)
     assert again[1:] == pytest.approx(found.best[1:])
 
 
@@ -87,6 +109,7 @@ def test_the_landscape_is_written_and_the_scenario_reads_back(
     assert ran.exit_code == 0, ran.output
     assert "shortest slot" in ran.output
     assert Scenario.read(outs[-1]) == found.tuned
+    assert tuning.caveat(found)[0] in ran.output
     page = Path(outs[0]).read_text()
     assert "dynamic warps" in page
     assert f"{found.best.slot * 1e3:.2f} ms" in page
@@ -102,6 +125,19 @@ def test_the_landscape_is_written_and_the_scenario_reads_back(
         "communication_seconds": found.best.communication,
     }
     assert len(told["tried"]) == len(found.tried)
+
+
+def test_a_published_training_is_tuned_as_published(monkeypatch: pytest.MonkeyPatch, found: Landscape) -> None:
+    """What is written is then DeepSeek-V3's training with another setting."""
+    asked: list[Scenario] = []
+    monkeypatch.setattr(tuning, "tune", lambda scenario, heard: asked.append(scenario) or found)
+    for flags in (["deepseek-v3", "--ep", "64"], ["deepseek-v3", "--ep", "32"], ["mixtral-8x7b", "--ep", "8"]):
+        ran = CliRunner().invoke(app, ["tune", "comm", "--hardware", "h800", "--model", *flags])
+        assert ran.exit_code == 0, ran.output
+    published = Scenario.read(Path(__file__).parents[1] / "examples" / "deepseek_v3.yaml")
+    assert asked[0] == published
+    assert asked[1] == published.with_(ep=32)
+    assert asked[2].parallel.gpus == 16
 
 
 def test_a_scenario_is_completed_by_the_least_that_fits() -> None:

@@ -25,7 +25,7 @@ from simpipe.simulator import engines
 from simpipe.simulator.costs.cluster import ExchangeKernel
 from simpipe.simulator.graph import KERNEL_STREAMS, Engine, Graph
 from simpipe.simulator.kernels import Floats
-from simpipe.simulator.lower import lower
+from simpipe.simulator.lower import loads, structure
 from simpipe.simulator.plan import END, Numbers, Operation, Plan
 from simpipe.simulator.program import Program
 
@@ -152,17 +152,7 @@ class ChannelCosts:
     chunks: int
 
     def plan(self, program: Program) -> Plan:
-        streams = tuple(task.stream for task in self.run.tasks)
-        found: list[Operation] = []
-        for chunk in range(self.chunks):
-            for number, stream in enumerate(streams):
-                behind = [len(found) - 1] if number else []
-                if number + 1 < len(streams) and chunk >= BUFFERED:
-                    behind.append((chunk - BUFFERED) * len(streams) + number + 1)
-                found.append(Operation(stream, (stream,), tuple(behind), 0, (*LINKS[:3], stream)))
-        ends = Operation(END, streams, (len(found) - 1,), 0)
-        templates = ((*found, ends), (Operation(END, streams, (), 0),))
-        return Plan(templates, np.arange(2), links=LINKS, message_links=((), ()))
+        return _plan(tuple(task.stream for task in self.run.tasks), self.chunks)
 
     def fill(self, graph: Graph, numbers: Numbers) -> None:
         run, kernel = self.run, self.run.kernel
@@ -188,6 +178,25 @@ class ChannelCosts:
     parameters = release
 
 
+def _plan(streams: tuple[str, ...], chunks: int) -> Plan:
+    found: list[Operation] = []
+    for chunk in range(chunks):
+        for number, stream in enumerate(streams):
+            behind = [len(found) - 1] if number else []
+            if number + 1 < len(streams) and chunk >= BUFFERED:
+                behind.append((chunk - BUFFERED) * len(streams) + number + 1)
+            found.append(Operation(stream, (stream,), tuple(behind), 0, (*LINKS[:3], stream)))
+    ends = Operation(END, streams, (len(found) - 1,), 0)
+    templates = ((*found, ends), (Operation(END, streams, (), 0),))
+    return Plan(templates, np.arange(2), links=LINKS, message_links=((), ()))
+
+
+@lru_cache(maxsize=64)
+def _graph(streams: tuple[str, ...], chunks: int) -> Graph:
+    """Of so many chunks through these tasks: kernels differ in their numbers alone."""
+    return structure(channel_program(), _plan(streams, chunks))
+
+
 def channel_tasks(graph: Graph) -> np.ndarray:
     """The tasks of all chunks, chunk by chunk."""
     return graph.slot_tasks.items[: graph.slot_tasks.start[1] - 1]
@@ -202,11 +211,14 @@ def channel_program() -> Program:
 def times(runs: Sequence[Run], engine: Engine = "auto") -> Floats:
     """(runs,) seconds from the first chunk's start to the last one's end."""
     found = np.empty(len(runs))
-    shape = [(len(run.tasks), min(math.ceil(run.chunks), SIMULATED)) for run in runs]
-    for tasks, count in sorted(set(shape)):
-        rows = [row for row, own in enumerate(shape) if own == (tasks, count)]
-        graph, loads = lower(channel_program(), *(ChannelCosts(runs[row], count) for row in rows))
-        _, end = engines.times(graph, loads, engine)
+    shape = [
+        (tuple(task.stream for task in run.tasks), min(math.ceil(run.chunks), SIMULATED)) for run in runs
+    ]  # fmt: skip
+    for streams, count in sorted(set(shape)):
+        rows = [row for row, own in enumerate(shape) if own == (streams, count)]
+        graph = _graph(streams, count)
+        numbers = loads(graph, tuple(ChannelCosts(runs[row], count) for row in rows))
+        _, end = engines.times(graph, numbers, engine)
         done = end[:, channel_tasks(graph)].reshape(len(rows), count, -1)[:, :, -1]
         found[rows] = done[:, -1]
         if count == SIMULATED:

@@ -14,8 +14,13 @@ LEFT = (0, 1, 2)
 
 def text(rows: list[dict[str, Any]]) -> list[str]:
     """The terminal's table, of ablation.to_dict."""
-    notes = ["! does not fit"] if any(not row["fits"] for row in rows) else []
-    return [*console.table(HEADER, cells(rows), LEFT), *notes]
+    return [*console.table(HEADER, cells(rows), LEFT), *notes(rows)]
+
+
+def notes(rows: list[dict[str, Any]]) -> list[str]:
+    """What stands below the table."""
+    found = ["! does not fit into memory"] if any(not row["fits"] for row in rows) else []
+    return found + [f"{row['off']}: {row['note']}" for row in rows if row["note"]]
 
 
 def cells(rows: list[dict[str, Any]]) -> list[list[str]]:

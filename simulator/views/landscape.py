@@ -9,7 +9,7 @@ import numpy as np
 
 from simpipe.simulator.files import atomic
 from simpipe.simulator.kernels import Floats
-from simpipe.simulator.tuning import CHUNKS, HEADER, WARPS, Landscape, headline, rows
+from simpipe.simulator.tuning import CHUNKS, HEADER, WARPS, Landscape, caveat, headline, rows
 from simpipe.simulator.views import document, ending, picture
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def parts(found: Landscape) -> list[document.Part]:
     return [
         document.Text(headline(found)),
         document.Table(HEADER, rows(found)),
+        *map(document.Text, caveat(found)),
         document.Text(about),
         document.Chart(_figure(found)),
     ]

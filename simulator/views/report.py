@@ -153,6 +153,7 @@ def parts(report: Report) -> list[document.Part]:
         document.Code(f"simpipe run {FILE} --out step.html"),
         document.Heading("Techniques switched off, one at a time"),
         document.Table(ablation.HEADER, ablation.cells(report.ablation), ablation.LEFT),
+        *map(document.Text, ablation.notes(report.ablation)),
         document.Code(f"simpipe ablate {FILE}{_drawn(report)}"),
         document.Heading("Memory, from all kept to this run's setting"),
         document.Table(savings.HEADER, savings.cells(report.savings)),
