@@ -57,7 +57,9 @@ def moe(
     drift: Annotated[float, typer.Option(metavar="X", help="Share of popularity that each step renews.")] = 1e-4,
     loads: Annotated[Path | None, words("Recorded loads instead: a .csv of layer, expert, tokens.", "FILE")] = None,
     placement: Annotated[str, typer.Option(metavar="NAME", help="contiguous, or balanced by load.")] = "contiguous",
-    redundant: Annotated[int, number("Experts of a layer that lie on a second GPU. Default: 0.")] = 0,
+    redundant: Annotated[
+        int | None, number("Experts of a layer that lie on one more GPU. Default: the scenario's, or 0.")
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
     out: Annotated[list[str] | None, words("Where to write: .html, .png, .svg or .csv; repeatable.", "PATH")] = None,
@@ -82,7 +84,8 @@ def moe(
     shape = chosen.load().model if chosen else load_model(str(model))
     router = study.router_of(shape)
     ranks = layout.ep if layout else math.gcd(router.experts, 64) if ep is None else ep
-    placing = study.Placing(ranks, placement, redundant)
+    copies = redundant if redundant is not None else layout.redundant_experts if layout else 0
+    placing = study.Placing(ranks, placement, copies)
     if not 1 <= sequences <= max(tokens, 1) or tokens % sequences:
         raise SimpipeError(f"--tokens {tokens} is not a multiple of --sequences {sequences}")
     batch = (layout.global_batch, layout.sequence) if layout else (sequences, tokens // sequences)

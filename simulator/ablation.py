@@ -65,8 +65,9 @@ def balance_of(scenario: Scenario, steps: int, seed: int, workers: int, told: To
         return None
     group = max(1, p.ep // (p.tp * p.cp)) * p.microbatch_size
     plan = study.Plan(steps, Sample(16, 256), Sample(group, p.sequence), 0.0, p.global_batch * p.sequence)
+    placing = study.Placing(p.ep, redundant=p.redundant_experts)
     return study.run(
-        model, Affinities(), STRATEGIES, plan, study.Placing(p.ep), seed, workers, scenario,
+        model, Affinities(), STRATEGIES, plan, placing, seed, workers, scenario,
         lambda name, step: told(f"balance, {name}: step {step} of {steps}"),
     )  # fmt: skip
 

@@ -72,7 +72,9 @@ KEYS = {
     "gradient_overlap": "true or false: gradient reductions run beside backwards",
     "gather_overlap": "true or false: parameter gathers run beside forwards",
     "keep_parameters": "true or false: ZeRO 3 keeps parameters from their first use in a step to its end",
-    "expert_imbalance": "tokens of the fullest expert parallel GPU over the mean, at least 1",
+    "redundant_experts": "experts of each layer that lie on one more GPU",
+    "expert_imbalance": "tokens of the fullest expert parallel GPU over the mean, at least 1; or a list: bytes of the "
+    "fullest NIC and NVLink over the mean, then tokens of each expert of the fullest GPU over the mean of GPUs",
     "layer_imbalance": "the same for each layer with experts, as a list, instead of one figure for all",
     "stragglers": "{rank: how many times as long its computation takes}",
     "lengths": "tokens per sequence of each micro-batch, if not all are `sequence`",

@@ -372,6 +372,16 @@ def test_buffers_of_an_exchange() -> None:
     assert layer_activation(model, worse, 1)["experts"] > 1.4 * layer_activation(model, parallel_of(ep=8), 1)["experts"]
 
 
+def test_redundant_experts_have_weights_gradients_and_states() -> None:
+    """One more of each expert's place: twice the experts, nothing else."""
+    model, stage = load_model("mixtral-8x7b"), middle(1)
+    plain, twice = (weights(model, parallel_of(ep=8, redundant_experts=n), [stage]) for n in (0, 8))
+    assert twice == plain._replace(experts=2 * plain.experts, expert_bytes=2 * plain.expert_bytes)
+    held, more = (static(model, parallel_of(ep=8, redundant_experts=n, zero=0), [stage]) for n in (0, 8))
+    assert more["gradients"] - held["gradients"] == plain.experts * 4
+    assert more["optimizer"] - held["optimizer"] == plain.experts * 12
+
+
 def test_a_gpu_of_the_middle_has_buffers_for_two_neighbours() -> None:
     parallel = megatron(ranks=4)
     message = 2 * parallel.tokens * GPT_22B.hidden

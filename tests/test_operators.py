@@ -191,6 +191,39 @@ def test_an_imbalance_costs() -> None:
     )
 
 
+def test_nics_nvlinks_and_experts_have_loads_of_their_own() -> None:
+    """As recorded for a layer: 1 of each, four experts a GPU alike, is balance; what grows lengthens its own alone."""
+    even = last_layer(V3, **TRACE)
+    quarter = (0.25,) * 4
+    assert last_layer(V3, expert_imbalance=(1.0, 1.0, *quarter), **TRACE) == even
+
+    def bytes_of(found: Passes) -> tuple[float, float]:
+        steps = sum(found, ())
+        return sum(s.network_bytes for s in steps), sum(s.nvlink_bytes for s in steps)
+
+    network, nvlink = bytes_of(even)
+    nic, both = (
+        last_layer(V3, expert_imbalance=(1.2, 1.0, *quarter), **TRACE),
+        last_layer(V3, expert_imbalance=(1.2, 1.4, *quarter), **TRACE),
+    )
+    assert bytes_of(nic) == pytest.approx((1.2 * network, nvlink))
+    assert bytes_of(both) == pytest.approx((1.2 * network, 1.4 * nvlink))
+    assert flops(nic) == flops(both) == flops(even)
+    uneven = last_layer(V3, expert_imbalance=(1.0, 1.0, 0.5, 0.25, 0.25, 0.25), **TRACE)
+    assert bytes_of(uneven) == pytest.approx((network, nvlink))
+    up = next(step for step in uneven.forward if step.name == "experts.up")
+    rows = [m for m, _, _ in next(k for k in up.kernels if k.family == "grouped_gemm").shape]
+    assert rows == [16384, 8192, 8192, 8192]
+
+
+def test_redundant_experts_share_the_rows_of_a_gpu() -> None:
+    found = last_layer(V3, redundant_experts=64, **TRACE)
+    up = next(step for step in found.forward if step.name == "experts.up")
+    rows = [m for m, _, _ in next(k for k in up.kernels if k.family == "grouped_gemm").shape]
+    assert len(rows) == 5
+    assert flops(found) == flops(last_layer(V3, **TRACE))
+
+
 def test_communication_leaves_fewer_sms() -> None:
     steps = sum(last_layer(V3, **TRACE), ())
     assert all(step.beside >= step.seconds for step in steps)

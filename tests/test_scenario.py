@@ -224,7 +224,10 @@ def refusal(path: Path, **overrides: Any) -> str:
         ("tp: {a: 1}", ": tp must be a whole number from 1 to 1000000000, not a table"),
         ("tp: 2024-01-01", ": tp must be a whole number from 1 to 1000000000, not datetime.date(2024, 1, 1)"),
         ("tp: 3", ": gpus = 8 is not a multiple of ranks x tp x cp = 4 x 3 x 1 = 12"),
-        ("expert_imbalance: .nan", ": expert_imbalance must be a number, at least 1, not nan"),
+        (
+            "expert_imbalance: .nan",
+            ": expert_imbalance must be a number, at least 1, or a list: of NIC, NVLink and experts, not nan",
+        ),
         ("chunks: 0", ": chunks must be a whole number, at least 1, not 0"),
         ("stragglers: {4: 1.2}", ": stragglers names rank 4, but ranks = 4 are 0 to 3"),
         ("stragglers: {-1: 1.2}", ": stragglers names rank -1, but ranks = 4 are 0 to 3"),

@@ -201,6 +201,39 @@ def test_a_tied_table_is_added_up_between_first_and_last_stage() -> None:
     assert not named(costs("llama3-8b"), "reduce embedding")
 
 
+@pytest.mark.parametrize("schedule", ["1f1b", "dualpipe"])
+@pytest.mark.parametrize("zero", [0, 1])
+def test_copies_of_experts_add_up_their_gradients(schedule: str, zero: int) -> None:
+    """One more on each GPU beside four: of two experts' places each sends its gradient once, its shard with ZeRO, to
+    GPUs of its group's node; after the sum over those that hold the same places."""
+    given = costs("deepseek-v3", redundant_experts=64, zero=zero, gpus=512, global_batch=1024)
+    found = named(given, "reduce experts", schedule)
+    assert len(found) == given.parallel.ranks
+    assert not named(costs("deepseek-v3"), "reduce experts", schedule)
+    expert = 3 * 7168 * 2048 * given.parallel.gradient_bytes
+    run = order(given, schedule)
+    for sync, exchange in found:
+        (rank,) = sync.ranks
+        held = run.placement[rank]
+        layers = sum(
+            sum(index >= given.model.dense_layers for index in given.stages(run)[n].layers) + given.stages(run)[n].mtp
+            for n in held
+        )
+        shards = given.parallel.edp * (2 if schedule == "dualpipe" else 1) if zero else 1
+        assert exchange.nvlink_bytes == pytest.approx(2 * layers * expert / shards)
+        assert exchange.network_bytes == 0
+    frame = simulate(run, given).to_frame()
+    summed = frame[frame["operation"] == "reduce experts"]
+    for rank, start in zip(summed["rank"], summed["start"], strict=True):
+        mine = frame[(frame["rank"] == rank) & frame["operation"].isin(["all-reduce", "reduce-scatter"])]
+        assert start >= mine["end"].max() - 1e-9
+
+
+def test_copies_of_experts_lengthen_the_step() -> None:
+    plain, copied = (costs("deepseek-v3", redundant_experts=n, global_batch=64, zero=0) for n in (0, 64))
+    assert simulate(order(copied), copied).makespan > simulate(order(plain), plain).makespan
+
+
 def test_mtp_shares_tables_across_stages_unless_a_rank_holds_both() -> None:
     given = costs("deepseek-v3")
     table = given.model.vocabulary * given.model.hidden * given.parallel.gradient_bytes

@@ -113,15 +113,17 @@ def dispatch(
     kernel: KernelSetting,
     apart: int = 1,
     groups: int | None = None,
+    load: tuple[float, float] = (1.0, 1.0),
     repeated: bool = True,
 ) -> Exchange:
     """A GPU's `tokens` to their experts, elements of 1 byte with their scales, by a kernel set so.
 
     `experts` are spread over `ep` ranks; a token's are in at most `limit` of the `groups` that they form, one a node
-    unless told otherwise. repeated: whether another has found out where tokens go.
+    unless told otherwise. load: what the NIC and the NVLink that carry most have to, over the mean. repeated: whether
+    another has found out where tokens go.
     """
     group, payload = _place(cluster, ep, apart), token_bytes(hidden, element_bytes)
-    spread = expert_spread(experts, topk, ep, group.on_node, limit, groups)
+    spread = expert_spread(experts, topk, ep, group.on_node, limit, groups).loaded(*load)
     found = _expert_exchange(cluster, "dispatch", tokens, payload, spread, group, kernel)
     return found if repeated else found._replace(rate_limit=found.rate_limit / cluster.exchange.first_dispatch)
 
@@ -138,10 +140,11 @@ def combine(
     kernel: KernelSetting,
     apart: int = 1,
     groups: int | None = None,
+    load: tuple[float, float] = (1.0, 1.0),
 ) -> Exchange:
     """The experts' results back to a GPU's `tokens`, added up on each node; arguments as of `dispatch`."""
     group, payload = _place(cluster, ep, apart), token_bytes(hidden, element_bytes)
-    spread = expert_spread(experts, topk, ep, group.on_node, limit, groups)
+    spread = expert_spread(experts, topk, ep, group.on_node, limit, groups).loaded(*load)
     return _expert_exchange(cluster, "combine", tokens, payload, spread, group, kernel)
 
 
@@ -375,6 +378,11 @@ def _moving(cluster: Cluster, exchange: Exchange) -> float:
 
 
 # Where the ranks of a group are.
+
+
+def on_node(cluster: Cluster, ranks: int, apart: int = 1) -> int:
+    """Of `ranks` GPUs, each so far from the next, how many share a node's NVLink."""
+    return _place(cluster, ranks, apart).on_node
 
 
 class _Group(NamedTuple):

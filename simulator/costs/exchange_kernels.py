@@ -56,6 +56,10 @@ class Spread(NamedTuple):
     other_nodes: float
     other_ranks: float
 
+    def loaded(self, network: float, nvlink: float) -> Spread:
+        """The same where the links that carry most have so many times the mean: of what goes to nodes, and to ranks."""
+        return Spread(self.nodes * network, self.ranks * nvlink, self.other_nodes * network, self.other_ranks * nvlink)
+
 
 class KernelSetting(NamedTuple):
     """How a kernel is run: on how many SMs, how a channel's warps are shared out between its tasks (`dynamic` or

@@ -101,7 +101,7 @@ def _rows(parallel: Parallel, region: str) -> float:
         return tokens / parallel.tp
     if region == "sequence":
         return tokens / parallel.tp if parallel.sequence_parallel else tokens
-    return tokens / parallel.tp * parallel.expert_imbalance * (parallel.etp if region == "dispatched" else 1)
+    return tokens / parallel.tp * parallel.load.gpu * (parallel.etp if region == "dispatched" else 1)
 
 
 def _split(operation: Linear) -> _Split:
@@ -268,7 +268,8 @@ def _local_parameters(operation: Operation, parallel: Parallel) -> float:
         bias = operation.bias * operation.fan_out * operation.copies
         matrix = operation.parameters - bias
         if operation.component == "experts":
-            return operation.parameters / (parallel.ep * parallel.etp)
+            there = operation.copies + parallel.redundant_experts
+            return operation.parameters / operation.copies * there / (parallel.ep * parallel.etp)
         if "tensor" not in split:
             return operation.parameters
         return matrix / parallel.tp + bias / (parallel.tp if split.output == "tensor" else 1)
@@ -347,7 +348,7 @@ def _kept(tensors: Iterable[Tensor], parallel: Parallel) -> Iterator[Tensor]:
 
 def _of_layer(model: Model, parallel: Parallel, index: int) -> Parallel:
     """The layout with decoder layer `index`'s own expert load."""
-    return parallel.with_load(parallel.load(model, index)) if parallel.layer_imbalance else parallel
+    return parallel.with_load(parallel.layer_load(model, index)) if parallel.layer_imbalance else parallel
 
 
 def _operations(model: Model, parallel: Parallel, stage: Stage) -> Iterator[tuple[Operation, Parallel]]:
@@ -525,7 +526,7 @@ def _distinct_layers(model: Model, parallel: Parallel, stage: Stage) -> list[tup
     found = {}
     for index in stage.layers:
         layer = model.layer(index)
-        found[layer.kind, parallel.load(model, index)] = layer, _of_layer(model, parallel, index)
+        found[layer.kind, parallel.layer_load(model, index)] = layer, _of_layer(model, parallel, index)
     if stage.mtp and model.mtp_modules:
         layer = model.layer(model.layers - 1)
         found[layer.kind, parallel.expert_imbalance] = layer, parallel

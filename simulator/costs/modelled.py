@@ -39,7 +39,7 @@ KERNEL = "kernel"
 class Shape(NamedTuple):
     """What a stage costs follows from: kind and expert load of each of its layers, and what else it holds."""
 
-    layers: tuple[tuple[str, float], ...]
+    layers: tuple[tuple[str, float | tuple[float, ...]], ...]
     embedding: bool
     head: bool
     mtp: bool
@@ -220,7 +220,7 @@ class ModelledCosts:
     def computed_flops(self, program: Program) -> float:
         """FLOPs of a step's matrix products on a GPU of each rank, recomputation included, loads being balanced."""
         p = self.parallel
-        if p.layer_imbalance or p.expert_imbalance > 1:
+        if p.layer_imbalance or p.expert_imbalance != 1:
             balanced = p.with_load(1.0)
             return replace(self, parallel=balanced, of_slots={}, _known={}).computed_flops(program)
         return sum(
@@ -347,7 +347,9 @@ class ModelledCosts:
         return self._known[key]  # type: ignore[no-any-return]
 
     def _shape(self, stage: Stage) -> Shape:
-        layers = tuple((self.model.layer(index).kind, self.parallel.load(self.model, index)) for index in stage.layers)
+        layers = tuple(
+            (self.model.layer(index).kind, self.parallel.layer_load(self.model, index)) for index in stage.layers
+        )
         return Shape(layers, stage.embedding, stage.head, stage.mtp)
 
     def _laid(self, key: SlotKey, tokens: Tokens = ()) -> Laid:
@@ -375,7 +377,7 @@ class ModelledCosts:
             self.of_slots[make, tokens] = make(self.model, self.cluster, parallel, self.stack)
         return self.of_slots[make, tokens]  # type: ignore[no-any-return]
 
-    def _layer_passes(self, kind: str, load: float, tokens: int) -> Passes:
+    def _layer_passes(self, kind: str, load: float | tuple[float, ...], tokens: int) -> Passes:
         """A layer's passes, found once for layers of a kind and load."""
         key = ("layer", kind, load, tokens)
         if key not in self.of_slots:

@@ -302,7 +302,7 @@ def _exchange(share: TimedShare, name: str, back: bool) -> Iterator[Step]:
     way, format = (collectives.combine, p.combine_format) if back else (first, p.dispatch_format)
     exchange = way(
         share.cluster,
-        share.routed * p.expert_imbalance,
+        share.routed,
         experts.topk,
         model.hidden,
         BYTES_PER_ELEMENT[format],
@@ -312,6 +312,7 @@ def _exchange(share: TimedShare, name: str, back: bool) -> Iterator[Step]:
         KernelSetting(p.communication_sms, p.communication_warps, p.communication_chunk),
         p.etp,
         experts.groups,
+        (p.load.network, p.load.nvlink),
     )
     yield share.transfer(name, name, exchange, "expert-parallel")
 
@@ -321,7 +322,7 @@ def _exchange_copies(share: TimedShare, name: str, back: bool) -> Iterator[Step]
     it, on the way back added up behind it; the host waits for their numbers, by which it sizes buffers."""
     p, experts = share.parallel, share.model.experts
     assert experts
-    elements = share.routed * p.expert_imbalance * experts.topk * share.model.hidden
+    elements = share.routed * p.load.gpu * experts.topk * share.model.hidden
     size = elements * BYTES_PER_ELEMENT[p.combine_format if back else p.dispatch_format]
     exchange = collectives.all_to_all(share.cluster, size, p.ep, p.etp)
     copies = share.step(f"{name}.copies", name, share.moved(4.0 * elements))

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Cluster
-from simpipe.simulator.costs.model import LatentAttention, Model
+from simpipe.simulator.costs.model import Experts, LatentAttention, Model
 from simpipe.simulator.errors import ParallelError, SimpipeError, nearest, show
 
 MAX_SIZE = 1_000_000_000
@@ -73,12 +73,50 @@ def _is_stage_layers(value: Any) -> bool:
 
 Size = Annotated[int, whole(1)]
 Switch = Annotated[bool, Allowed("true or false", lambda value: isinstance(value, bool))]
-Imbalance = Annotated[float, Allowed("a number, at least 1", lambda value: is_number(value, 1))]
+
+
+class Load(NamedTuple):
+    """How unevenly a layer's experts are loaded, over what each would be in balance.
+
+    network, nvlink: what an exchange puts on the NIC and the NVLink that carry most. experts: rows of each expert of
+    the fullest GPU over the mean of all GPUs; one number stands for all of them together, in equal parts.
+    """
+
+    network: float
+    nvlink: float
+    experts: tuple[float, ...]
+
+    @property
+    def gpu(self) -> float:
+        """Rows of the fullest GPU over the mean."""
+        return math.fsum(self.experts)
+
+    @staticmethod
+    def of(imbalance: float | tuple[float, ...]) -> Load:
+        """From a number, an upper bound that holds for GPUs and links alike, or from (network, nvlink, experts...)."""
+        if not isinstance(imbalance, tuple):
+            return Load(imbalance, imbalance, (imbalance,))
+        return Load(imbalance[0], imbalance[1], imbalance[2:])
+
+
+def _is_imbalance(value: Any) -> bool:
+    if not isinstance(value, tuple):
+        return is_number(value, 1)
+    return len(value) >= 3 and all(map(is_number, value)) and min(*value[:2], math.fsum(value[2:]) * ROUNDED) >= 1
+
+
+ROUNDED = 1 + 1e-9
+"""Parts that add up to 1 may be rounded."""
+
+Imbalance = Annotated[
+    float | tuple[float, ...],
+    Allowed("a number, at least 1, or a list: of NIC, NVLink and experts", _is_imbalance),
+]
 Imbalances = Annotated[
-    tuple[float, ...],
+    tuple[float | tuple[float, ...], ...],
     Allowed(
-        "a list of numbers, at least 1",
-        lambda value: isinstance(value, tuple) and all(is_number(load, 1) for load in value),
+        "a list of numbers, at least 1, or of such lists as expert_imbalance takes",
+        lambda value: isinstance(value, tuple) and all(map(_is_imbalance, value)),
     ),
 ]
 Format = Annotated[str, one_of(*BYTES_PER_ELEMENT)]
@@ -123,8 +161,9 @@ class Parallel:
     is and is updated: gpu or cpu. kept_format: of what products and activation functions keep for the backward: that
     of the products (compute), or bf16. shared_tables: whether MTP modules share embedding and head of their rank.
     sequence_parallel: whether norms split the sequence over the tensor parallel GPUs.
-    expert_imbalance: tokens of the fullest expert parallel GPU over the mean. layer_imbalance: the same of each layer
-    with experts, instead of the one figure for all.
+    redundant_experts: of each layer, those that lie on one more GPU of the expert parallel group, with gradients and
+    optimizer states of their own. expert_imbalance: tokens of the fullest expert parallel GPU over the mean, or what
+    `Load.of` reads. layer_imbalance: the same of each layer with experts, instead of the one figure for all.
     stage_layers: layers of each stage, as `stages` reads them; its key is `layers`.
 
     Raises ParallelError, one sentence with the numbers, for anything that does not fit.
@@ -159,6 +198,7 @@ class Parallel:
     optimizer_device: Annotated[str, one_of("gpu", "cpu")] = "gpu"
     kept_format: Annotated[str, one_of("compute", "bf16")] = "compute"
     shared_tables: Switch = True
+    redundant_experts: Annotated[int, whole(0)] = 0
     expert_imbalance: Imbalance = 1.0
     layer_imbalance: Imbalances = ()
     stage_layers: StageLayers = "even"
@@ -184,16 +224,17 @@ class Parallel:
             values["recompute"] = _read_recompute(values["recompute"])
         if "layers" in values:
             values["stage_layers"] = read_numbers(values.pop("layers"))
-        if "layer_imbalance" in values:
-            values["layer_imbalance"] = read_numbers(values["layer_imbalance"])
+        for key in ("expert_imbalance", "layer_imbalance"):
+            if key in values:
+                values[key] = read_numbers(values[key])
         return Parallel(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The plain values that `of` reads back, defaults included."""
         values = {key_of(f.name): getattr(self, f.name) for f in fields(self)}
         layers = self.stage_layers if isinstance(self.stage_layers, str) else list(self.stage_layers)
-        recompute, loads = sorted(self.recompute, key=RECOMPUTE.index), list(self.layer_imbalance)
-        return values | {"recompute": recompute, "layers": layers, "layer_imbalance": loads}
+        found = values | {"recompute": sorted(self.recompute, key=RECOMPUTE.index), "layers": layers}
+        return found | {key: _as_list(found[key]) for key in ("expert_imbalance", "layer_imbalance")}
 
     @property
     def dp(self) -> int:
@@ -234,14 +275,25 @@ class Parallel:
         """The same with sequences of so many tokens."""
         return self if tokens == self.sequence else replace(self, sequence=tokens)
 
-    def load(self, model: Model, index: int) -> float:
-        """Tokens of the fullest expert-parallel GPU over the mean in decoder layer `index`, counted from 0."""
+    @property
+    def load(self) -> Load:
+        """How unevenly experts are loaded, where layers do not say so themselves."""
+        return Load.of(self.expert_imbalance)
+
+    def layer_load(self, model: Model, index: int) -> float | tuple[float, ...]:
+        """The imbalance of decoder layer `index`, counted from 0."""
         experts = index - model.dense_layers
         return self.layer_imbalance[experts] if 0 <= experts < len(self.layer_imbalance) else self.expert_imbalance
 
-    def with_load(self, load: float) -> Parallel:
-        """The same where every layer's experts are so unevenly loaded."""
+    def with_load(self, load: float | tuple[float, ...]) -> Parallel:
+        """The same where every layer's experts are so unevenly loaded; as expert_imbalance."""
         return replace(self, expert_imbalance=load, layer_imbalance=())
+
+    def copies_over(self, experts: Experts) -> int:
+        """Ranks that copies of an expert may lie on: those of its group where routing is limited to groups that lie on
+        whole ranks, so that the limit keeps its meaning; else all of the expert parallel group."""
+        limited = experts.groups_per_token < experts.groups and self.ep % experts.groups == 0
+        return self.ep // experts.groups if limited else self.ep
 
     def check_sequence(self, key: str, tokens: int) -> None:
         """Refuse a sequence length that context and sequence parallelism cannot split evenly. Raises ParallelError."""
@@ -274,23 +326,32 @@ class Parallel:
 
     def _check_experts(self, model: Model) -> None:
         if model.experts is None:
-            for key in ("ep", "etp", "expert_imbalance"):
-                if getattr(self, key) != 1:
-                    raise ParallelError(f"{key} = {getattr(self, key)}, but {model.name} has no experts: it takes 1")
+            for key, plain in {"ep": 1, "etp": 1, "expert_imbalance": 1, "redundant_experts": 0}.items():
+                if getattr(self, key) != plain:
+                    given = f"{key} = {getattr(self, key)}"
+                    raise ParallelError(f"{given}, but {model.name} has no experts: it takes {plain}")
             if self.layer_imbalance:
                 raise ParallelError(f"layer_imbalance is given, but {model.name} has no experts")
             return
         check_multiple(f"experts.routed of {model.name}", model.experts.routed, ep=self.ep)
+        check_multiple("redundant_experts", self.redundant_experts, ep=self.ep)
+        copies = model.experts.routed * (self.copies_over(model.experts) - 1)
+        if self.redundant_experts > copies:
+            raise ParallelError(f"redundant_experts = {self.redundant_experts} exceeds {copies}, one on each other GPU")
         check_multiple(f"experts.intermediate of {model.name}", model.experts.intermediate, etp=self.etp)
         layers, listed = model.layers - model.dense_layers, len(self.layer_imbalance)
         if listed not in (0, layers):
             raise ParallelError(f"layer_imbalance holds {listed} layers, but {model.name} has {layers} with experts")
-        most = model.experts.routed / model.experts.topk
+        most, routed = model.experts.routed / model.experts.topk, model.experts.routed
+        each = (routed + self.redundant_experts) // self.ep
         loads = {f"layer_imbalance[{index}]": load for index, load in enumerate(self.layer_imbalance)}
-        for key, load in {"expert_imbalance": self.expert_imbalance, **loads}.items():
-            if load > most:
-                why = f"{model.name} routes to {model.experts.topk} of {model.experts.routed} experts"
-                raise ParallelError(f"{key} = {load} exceeds {most:g}: {why}")
+        for key, value in {"expert_imbalance": self.expert_imbalance, **loads}.items():
+            load = Load.of(value)
+            if load.gpu > most * ROUNDED:
+                why = f"{model.name} routes to {model.experts.topk} of {routed} experts"
+                raise ParallelError(f"{key} = {show(value)} exceeds {most:g}: {why}")
+            if len(load.experts) not in (1, each):
+                raise ParallelError(f"{key} lists {len(load.experts)} experts of a GPU, but it has {each}")
 
 
 def _splits(model: Model) -> Iterator[tuple[str, int]]:
@@ -458,7 +519,14 @@ def read_numbers(value: Any) -> Any:
     """A list, or text such as `3, 4, 4, 3`, as a tuple; anything else as it is."""
     if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,9}(\s*,\s*[0-9]{1,9})*\s*", value):
         return tuple(int(part) for part in value.split(","))
-    return tuple(value) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    return tuple(read_numbers(part) if isinstance(part, list) else part for part in value)
+
+
+def _as_list(value: Any) -> Any:
+    """Tuples, and those in them, as lists."""
+    return [_as_list(part) for part in value] if isinstance(value, tuple) else value
 
 
 def _read_recompute(value: Any) -> Any:

@@ -131,8 +131,10 @@ class Share:
         """Rows of each local expert on the busiest GPU."""
         experts, p = self.model.experts, self.parallel
         assert experts
-        rows = round(self.routed * experts.topk * p.etp * p.expert_imbalance)
-        local = experts.routed // p.ep
+        mean, local = self.routed * experts.topk * p.etp, (experts.routed + p.redundant_experts) // p.ep
+        if len(p.load.experts) == local:
+            return [round(mean * load) for load in p.load.experts]
+        rows = round(mean * p.load.gpu)
         return [rows // local + (i < rows % local) for i in range(local)]
 
     def shapes(self, linear: Linear) -> list[Shape]:

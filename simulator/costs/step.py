@@ -7,6 +7,7 @@ ones. At the step's end come, one after another, what only some ranks have to ad
 * the two copies of a stage (DualPipe): all without ZeRO, with it each rank the part of the shard that it updates;
 * gradients of weights that every tensor-parallel GPU has, where each has seen a part of the sequence (Megatron-LM's
   all-reduce of norms' gradients);
+* those of experts that lie on several GPUs of an expert-parallel group, once each GPU has those of its own tokens;
 * those of vocabulary tables that several ranks hold for different stages, tied or for MTP (Megatron-LM's all-reduce of
   embedding gradients, of the whole table unless gradients are sharded).
 """
@@ -92,7 +93,7 @@ class Outside:
             for stage in held:
                 found += self._reductions(rank, stage)
         found.sort(key=lambda timed: timed.when)
-        ends = [*self._copies(), *self._replicated(), *self._tables()]
+        ends = [*self._copies(), *self._redundant(), *self._replicated(), *self._tables()]
         return [timed for timed in [*found, *ends] if timed.exchange.network_bytes + timed.exchange.nvlink_bytes]
 
     # Where weights are and when they are used.
@@ -239,6 +240,20 @@ class Outside:
             yield Timed(
                 _sync("reduce copies", ranks, tuple((int(self._last[rank, stage]), -1) for rank in ranks)), exchange
             )
+
+    def _redundant(self) -> Iterator[Timed]:
+        """Rings over the copies of each expert. All of one that has c copies send 2 (c - 1) times its gradient, so that
+        all GPUs together send it twice for each copy too many, whichever experts those are."""
+        p, experts, placement = self.parallel, self.model.experts, self.program.placement
+        if experts is None or not p.redundant_experts:
+            return
+        sent, over = 2 * p.redundant_experts / (experts.routed + p.redundant_experts), p.copies_over(experts)
+        for rank, held in enumerate(placement):
+            whole = sum((part for stage in held for part in self._parts(rank, stage).values()), Weights())
+            shards = p.edp * sum(held[0] in other for other in placement) if p.zero else 1
+            size = sent * whole.experts / shards * p.gradient_bytes * over / (over - 1)
+            exchange = collectives.all_to_all(self.cluster, size, over, p.etp)
+            yield Timed(_sync("reduce experts", (rank,), (self._end(rank),)), exchange)
 
     def _replicated(self) -> Iterator[Timed]:
         p = self.parallel

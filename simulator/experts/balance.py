@@ -17,14 +17,15 @@ biases reach, and how fast, depends on neither.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from simpipe.simulator.errors import SimpipeError
-from simpipe.simulator.experts.routing import Router, route
+from simpipe.simulator.experts.placement import Placed, Traffic, traffic
+from simpipe.simulator.experts.routing import Router, Words, each_layer, picks, route
 from simpipe.simulator.kernels import Floats, Ints
 
 STIFFNESS = 3e-4
@@ -134,7 +135,8 @@ class Gate:
     def run(self, strategy: Strategy, steps: int, sample: Sample, seen: float, each: float) -> Iterator[Step]:
         """So many steps of `each` tokens, from `seen` tokens on; loads are of a sample of each."""
         for number in range(steps):
-            topics, loads = self._routed(sample)
+            topics, rates, seeds = self._drawn(sample)
+            loads = route(self.router, rates, sample.tokens, seeds, self.workers)
             speed = strategy.speed_at(seen + number * each)
             total = loads.sum(1)
             self.bias -= speed * np.sign(total - total.mean(1, keepdims=True))
@@ -143,18 +145,24 @@ class Gate:
             self._drift()
             yield Step(total, speed)
 
-    def microbatch(self, sequences: int, tokens: int) -> Ints:
-        """(layers, experts) tokens of one micro-batch: what the GPUs of an expert-parallel group route together."""
-        return np.asarray(self._routed(Sample(sequences, tokens))[1].sum(1))
+    def microbatch(self, sample: Sample, placed: Sequence[Placed], on_node: int) -> list[Traffic]:
+        """Of one micro-batch, what the GPUs of an expert-parallel group route together, in each layer: its experts
+        placed so, so many ranks on a node."""
+        _, rates, seeds = self._drawn(sample)
 
-    def _routed(self, sample: Sample) -> tuple[Floats, Ints]:
-        """(layers, sequences, experts) topics, and tokens of each expert."""
+        def layer(number: int) -> Traffic:
+            return traffic(picks(self.router, rates[number], sample.tokens, seeds[number]), placed[number], on_node)
+
+        return each_layer(self.layers, self.workers, layer)
+
+    def _drawn(self, sample: Sample) -> tuple[Floats, Floats, Words]:
+        """(layers, sequences, experts) topics and rates, and the seed that each layer's tokens are routed with."""
         shape = (self.layers, sample.sequences, self.router.experts)
         topics = self._random.standard_normal(shape)
         seeds = self._random.integers(0, 2**64, self.layers, dtype=np.uint64)
         exponent = self._selected(topics) + (self.bias / self.affinities.noise)[:, None]
         exponent -= exponent.max(2, keepdims=True)
-        return topics, route(self.router, np.exp(exponent, out=exponent), sample.tokens, seeds, self.workers)
+        return topics, np.exp(exponent, out=exponent), seeds
 
     def _selected(self, topics: Floats) -> Floats:
         """Popularity of each expert in each sequence, over the noise."""
@@ -193,19 +201,17 @@ def _gradient(share: Floats, over: Floats) -> Floats:
 @dataclass(frozen=True, eq=False)
 class History:
     """A run of one strategy: (steps, layers) violation and (steps,) update speed; (layers, experts) expected loads, the
-    sum over its second half; loads of one micro-batch of an expert-parallel group at its end; and how far losses have
-    moved popularity, over the skew."""
+    sum over its second half; and how far losses have moved popularity, over the skew."""
 
     strategy: str
     violation: Floats
     speed: Floats
     expected: Ints
-    loads: Ints
     moved: float
 
 
 def follow(
-    gate: Gate, name: str, strategy: Strategy, steps: int, sample: Sample, microbatch: Sample, seen: float, each: float,
+    gate: Gate, name: str, strategy: Strategy, steps: int, sample: Sample, seen: float, each: float,
     progress: Callable[[int], None] = lambda step: None,
 ) -> History:  # fmt: skip
     """Run a strategy and keep what is shown of it. `progress` is told each step done."""
@@ -216,4 +222,4 @@ def follow(
         expected += step.loads if 2 * number >= steps - 1 else 0
         progress(number + 1)
     moved = float(gate.moved.mean()) / gate.affinities.skew if gate.affinities.skew else 0.0
-    return History(name, violation, speed, expected, gate.microbatch(*microbatch), moved)
+    return History(name, violation, speed, expected, moved)

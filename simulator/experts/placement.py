@@ -12,8 +12,10 @@ from __future__ import annotations
 import heapq
 from typing import NamedTuple
 
+import numba
 import numpy as np
 
+from simpipe.simulator.costs.parallel import Load
 from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.kernels import Floats, Ints
 
@@ -30,6 +32,98 @@ class Placed(NamedTuple):
     def loads(self, tokens: Ints | Floats) -> Floats:
         """(ranks, places of one) tokens in each place, from (experts,) tokens."""
         return np.asarray((tokens[self.expert] * self.share).reshape(self.ranks, -1))
+
+
+class Traffic(NamedTuple):
+    """What the tokens of a group's ranks come to in one layer; an expert's rows are tokens it computes.
+
+    loads: (experts,) rows. rows: (ranks, places of one) the same of each place. to_rank: (ranks, ranks) tokens of one
+    rank that have experts on another. to_node: (ranks, nodes) those that have some on a node, counted once each.
+    """
+
+    loads: Ints
+    rows: Floats
+    to_rank: Floats
+    to_node: Floats
+
+    @property
+    def network(self) -> Floats:
+        """(ranks,) tokens that a rank's NIC sends or receives, whichever is more: one for each other node, to and from
+        the ranks with its place there."""
+        ranks, nodes = self.to_node.shape
+        own, place = np.divmod(np.arange(ranks), ranks // nodes)
+        across = np.where(own[:, None] == np.arange(nodes), 0.0, self.to_node)
+        received = _sums(across, place).T.reshape(-1)
+        return np.asarray(np.maximum(across.sum(1), received))
+
+    @property
+    def nvlink(self) -> Floats:
+        """(ranks,) tokens that a rank's NVLink sends or receives, whichever is more: the rank with the sender's place
+        on a node forwards them to each of the others there that has experts of them."""
+        ranks, nodes = self.to_node.shape
+        place = np.arange(ranks) % (ranks // nodes)
+        by_place = np.where(np.arange(ranks // nodes)[:, None] == place, 0.0, _sums(self.to_rank, place))
+        sent = by_place.reshape(-1, nodes, ranks // nodes).sum(2).T.reshape(-1)
+        return np.asarray(np.maximum(sent, by_place.sum(0)))
+
+    @property
+    def imbalance(self) -> Load:
+        """NIC, NVLink and the fullest rank's experts over their means."""
+        each = self.rows.sum(1)
+        experts = tuple((self.rows[each.argmax()] / each.mean()).tolist())
+        return Load(_over_mean(self.network), _over_mean(self.nvlink), experts)
+
+
+def _sums(rows: Floats, group: Ints) -> Floats:
+    """(groups, ...) sums of the rows of each group."""
+    found = np.zeros((group.max() + 1, *rows.shape[1:]))
+    np.add.at(found, group, rows)
+    return found
+
+
+def _over_mean(values: Floats) -> float:
+    """The largest over the mean; 1 where there is nothing."""
+    return float(values.max() / values.mean()) if values.any() else 1.0
+
+
+def traffic(picked: Ints, placed: Placed, on_node: int) -> Traffic:
+    """Of (sequences, topk, tokens) experts of each token; the ranks have equal parts of the tokens, in their order, and
+    `on_node` of them share a node. Copies of an expert take turns."""
+    order = np.argsort(placed.expert, kind="stable")
+    start = np.concatenate([[0], np.cumsum(np.bincount(placed.expert))])
+    rows = np.zeros(len(placed.expert), np.int64)
+    to_rank = np.zeros((placed.ranks, placed.ranks), np.int64)
+    to_node = np.zeros((placed.ranks, placed.ranks // on_node), np.int64)
+    _visit(picked, start, order, on_node, rows, to_rank, to_node)
+    loads = np.bincount(placed.expert, rows, len(start) - 1).astype(np.int64)
+    return Traffic(loads, rows.reshape(placed.ranks, -1).astype(float), to_rank.astype(float), to_node.astype(float))
+
+
+def estimated(tokens: Ints, placed: Placed, on_node: int) -> Traffic:
+    """The same where only (experts,) tokens are known, not which experts share one: as if none did."""
+    rows, ranks = placed.loads(tokens), placed.ranks
+    to_rank = np.tile(rows.sum(1) / ranks, (ranks, 1))
+    return Traffic(tokens, rows, to_rank, to_rank.reshape(ranks, -1, on_node).sum(2))
+
+
+@numba.njit(cache=True, nogil=True)
+def _visit(picked: Ints, start: Ints, order: Ints, on_node: int, rows: Ints, to_rank: Ints, to_node: Ints) -> None:
+    """order[start[e] : start[e + 1]] are the places of expert e."""
+    sequences, topk, tokens = picked.shape
+    ranks, nodes = to_node.shape
+    last_rank, last_node = np.full(ranks, -1), np.full(nodes, -1)
+    for sequence in range(sequences):
+        for token in range(tokens):
+            number = sequence * tokens + token
+            source = number * ranks // (sequences * tokens)
+            for k in range(topk):
+                expert = picked[sequence, k, token]
+                place = order[start[expert] + number % (start[expert + 1] - start[expert])]
+                rank = place * ranks // len(rows)
+                rows[place] += 1
+                to_rank[source, rank] += last_rank[rank] != number
+                to_node[source, rank // on_node] += last_node[rank // on_node] != number
+                last_rank[rank] = last_node[rank // on_node] = number
 
 
 def place(loads: Ints | Floats, ranks: int, groups: int = 1, redundant: int = 0, way: str = "contiguous") -> Placed:
@@ -90,9 +184,3 @@ def _dealt(each: Floats, copies: Ints, ranks: int, in_order: bool) -> Ints:
         for waiting in passed:
             heapq.heappush(heap, waiting)
     return np.array([expert for hand in hands for expert in sorted(hand)], np.int64)
-
-
-def fullest(loads: Ints, placed: list[Placed]) -> Floats:
-    """(layers,) tokens of the fullest rank over the mean, from (layers, experts) tokens and where experts lie."""
-    by_rank = [each.loads(tokens).sum(1) for tokens, each in zip(loads, placed, strict=True)]
-    return np.array([rank.max() / rank.mean() for rank in by_rank])

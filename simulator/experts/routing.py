@@ -15,8 +15,9 @@ there too.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numba
 import numpy as np
@@ -27,6 +28,7 @@ from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.kernels import Floats, Ints
 
 Words = NDArray[np.uint64]
+T = TypeVar("T")
 
 
 class Router(NamedTuple):
@@ -49,22 +51,29 @@ def route(router: Router, rates: Floats, tokens: int, seeds: Words, workers: int
     rates: (layers, sequences, experts) exp((popularity + bias) / noise), positive. seeds: (layers,), one a layer, so
     that the result does not depend on `workers` threads. Raises SimpipeError where a rate is none.
     """
+    counts = np.zeros(rates.shape, np.int64)
+    each_layer(
+        len(rates), workers, lambda layer: _count(picks(router, rates[layer], tokens, seeds[layer]), counts[layer])
+    )
+    return counts
+
+
+def picks(router: Router, rates: Floats, tokens: int, seed: np.uint64) -> Ints:
+    """(sequences, topk, tokens) experts of each token of a layer, best first, by its rates as `route` has them."""
     if not (np.isfinite(rates).all() and (rates > 0).all()):
         raise SimpipeError("affinities lie too far apart to be drawn from; take a smaller skew or a larger noise")
-    layers = len(rates)
-    counts = np.zeros(rates.shape, np.int64)
-    kernels.announce(_route)
+    kernels.announce(_pick)
+    picked = np.empty((len(rates), router.topk, tokens), np.int64)
+    _pick(router.groups if router.judged else 1, router.limit, router.judged, rates, seed, picked)
+    return picked
 
-    def part(number: int) -> None:
-        own = slice(number * layers // workers, (number + 1) * layers // workers)
-        _route(*router[1:], router.judged, rates[own], tokens, seeds[own], counts[own])
 
+def each_layer(layers: int, workers: int, call: Callable[[int], T]) -> list[T]:
+    """What `call` returns for each layer, which threads share; it should be compiled for the most part."""
     if workers == 1:
-        part(0)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(part, range(workers)))
-    return counts
+        return [call(layer) for layer in range(layers)]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(call, range(layers)))
 
 
 GOLDEN, MIX_A, MIX_B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -291,26 +300,23 @@ def _batch(
 
 
 @numba.njit(cache=True, nogil=True)
-def _route(
-    topk: int, groups: int, limit: int, judged: int, rates: Floats, tokens: int, seeds: Words, counts: Ints,
-) -> None:  # fmt: skip
-    """Layers one after the other, sequences in batches of tokens."""
-    layers, sequences, experts = rates.shape
-    groups = groups if judged else 1
-    size = experts // groups
+def _pick(groups: int, limit: int, judged: int, rates: Floats, state: np.uint64, picked: Ints) -> None:
+    """Sequences one after the other, in batches of tokens."""
+    sequences, experts = rates.shape
+    topk, tokens, size = picked.shape[1], picked.shape[2], experts // groups
     table, total = np.empty(experts, np.int64), np.empty(groups)
     share, stack = np.empty(size), np.empty(size, np.int64)
-    picked = np.empty((topk, BATCH), np.int64)
-    for layer in range(layers):
-        state = seeds[layer]
-        for sequence in range(sequences):
-            rate, count = rates[layer, sequence], counts[layer, sequence]
-            for g in range(groups):
-                a, b = g * size, (g + 1) * size
-                total[g] = _alias(rate[a:b], table[a:b], share, stack)
-            for begin in range(0, tokens, BATCH):
-                own = picked[:, : min(BATCH, tokens - begin)]
-                state = _batch(state, topk, limit, judged, rate, total, table, own)
-                for number in range(topk):
-                    for expert in own[number]:
-                        count[expert] += 1
+    for sequence in range(sequences):
+        for g in range(groups):
+            a, b = g * size, (g + 1) * size
+            total[g] = _alias(rates[sequence, a:b], table[a:b], share, stack)
+        for begin in range(0, tokens, BATCH):
+            own = picked[sequence, :, begin : begin + BATCH]
+            state = _batch(state, topk, limit, judged, rates[sequence], total, table, own)
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(picked: Ints, counts: Ints) -> None:
+    for sequence in range(len(picked)):
+        for expert in picked[sequence].flat:
+            counts[sequence, expert] += 1

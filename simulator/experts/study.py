@@ -1,14 +1,12 @@
 """Study: what each way to balance comes to on a model, from the violation of its experts to the time of a step.
 
-Strategies run side by side from the same seed. At the end of each, one micro-batch of an expert-parallel group is
-routed and its experts are placed on the group's ranks: the fullest rank of each layer sets the pace of dispatch,
-grouped GEMM and combine there. With a scenario the step is simulated with those loads, and once with none out of
-balance.
+Strategies run side by side from the same seed. At the end of each, experts are placed on the ranks of an
+expert-parallel group by the loads of its second half, and one micro-batch is routed to them: in each layer the fullest
+rank sets the pace of the grouped GEMM, its experts' rows in tiles as they come; the NIC and the NVLink that carry most
+that of dispatch and combine, to which a token with several experts on a node goes once. With a scenario the step is
+simulated with those loads, and once with none out of balance. Without one the group is taken to lie on one node.
 
-Rows are shared out evenly to the experts of that rank: uneven ones fill tiles worse, which takes DeepSeek-V3's grouped
-GEMM 0.3 % longer on average, 1.2 % at worst. Its NIC is taken to be loaded as much over the mean as itself. That is an
-upper bound: what crosses the network depends on the load of whole nodes, 1.13 x the mean where, with nothing balancing
-the affinities assumed here, the fullest rank has 1.76 x. So exchanges, and what imbalance costs, come out too long.
+Recorded loads do not say which experts share a token; links are then taken to carry what ranks and nodes compute.
 """
 
 from __future__ import annotations
@@ -21,11 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simpipe.simulator import case
+from simpipe.simulator.costs import collectives
 from simpipe.simulator.costs.model import Model
 from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.parallel import Load
 from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.experts import placement
 from simpipe.simulator.experts.balance import STRATEGIES, Affinities, Gate, History, Sample, Strategy, follow
+from simpipe.simulator.experts.placement import Placed, Traffic
 from simpipe.simulator.experts.routing import Router
 from simpipe.simulator.kernels import Floats, Ints
 from simpipe.simulator.scenario import Scenario
@@ -58,17 +59,27 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a strategy comes to. imbalance: (layers,) tokens of the fullest GPU over the mean. step_time_s: None without
-    a scenario."""
+    """What a strategy comes to. traffic: of one micro-batch in each layer. step_time_s: None without a scenario."""
 
     history: History
-    imbalance: Floats
+    traffic: tuple[Traffic, ...]
     step_time_s: float | None = None
+
+    @property
+    def loads(self) -> Ints:
+        """(layers, experts) tokens of that micro-batch."""
+        return np.array([layer.loads for layer in self.traffic])
+
+    @property
+    def imbalance(self) -> list[Load]:
+        """Of each layer."""
+        return [layer.imbalance for layer in self.traffic]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain figures; per layer where the name says so."""
-        history, imbalance = self.history, self.imbalance
-        expert = history.loads.max(1) / history.loads.mean(1) - 1
+        history, loads = self.history, self.loads
+        expert = loads.max(1) / loads.mean(1) - 1
+        network, nvlink, imbalance = np.array([[load.network, load.nvlink, load.gpu] for load in self.imbalance]).T
         return {
             "strategy": history.strategy,
             "violation_first": float(history.violation[0].mean()),
@@ -77,11 +88,15 @@ class Outcome:
             "microbatch_violation": float(expert.mean()),
             "gpu_imbalance": float(imbalance.mean()),
             "gpu_imbalance_worst_layer": float(imbalance.max()),
+            "network_imbalance": float(network.mean()),
+            "nvlink_imbalance": float(nvlink.mean()),
             "popularity_moved": history.moved,
             "update_speed_last": float(history.speed[-1]),
             "step_time_s": self.step_time_s,
             "violation_per_layer": history.violation[-LAST:].mean(0).tolist(),
             "gpu_imbalance_per_layer": imbalance.tolist(),
+            "network_imbalance_per_layer": network.tolist(),
+            "nvlink_imbalance_per_layer": nvlink.tolist(),
         }
 
 
@@ -148,58 +163,76 @@ def run(
     """Run strategies by name. scenario: whose step each one's loads slow down. Raises SimpipeError."""
     router, layers = router_of(model), model.layers - model.dense_layers
     _check(plan, router)
-    placement.place(np.ones(router.experts), placing.ep, router.groups, placing.redundant, placing.way)
-    histories = []
+    _placed(np.ones((1, router.experts)), router, placing)
+    found = []
     for name, strategy in [(name, _strategy(name)) for name in strategies]:  # a wrong one is told before any is run
         gate = Gate(router, layers, affinities, seed, workers)
-        histories.append(follow(gate, name, strategy, *plan, progress=_teller(progress, name)))
-    return _study(model, router, plan, placing, histories, scenario)
+        run = plan.steps, plan.sample, plan.seen, plan.each
+        history = follow(gate, name, strategy, *run, progress=_teller(progress, name))
+        placed = _placed(history.expected, router, placing)
+        found.append((history, gate.microbatch(plan.microbatch, placed, _on_node(placing, scenario))))
+    return _study(model, router, plan, placing, found, scenario)
 
 
 def recorded(model: Model, loads: Ints, plan: Plan, placing: Placing, scenario: Scenario | None = None) -> Study:
     """The study of (layers, experts) recorded loads, of one micro-batch or more."""
     violation = (loads.max(1) / loads.mean(1) - 1)[None]
-    history = History("recorded", violation, np.zeros(1), loads, loads, 0.0)
-    return _study(model, router_of(model), plan, placing, [history], scenario)
+    history, router = History("recorded", violation, np.zeros(1), loads, 0.0), router_of(model)
+    on_node, placed = _on_node(placing, scenario), _placed(loads, router, placing)
+    found = [placement.estimated(layer, at, on_node) for layer, at in zip(loads, placed, strict=True)]
+    return _study(model, router, plan, placing, [(history, found)], scenario)
+
+
+def _placed(expected: Ints | Floats, router: Router, placing: Placing) -> list[Placed]:
+    """Each layer's experts on the group's ranks."""
+    given = placing.ep, router.groups, placing.redundant, placing.way
+    return [placement.place(layer, *given) for layer in expected]
+
+
+def _on_node(placing: Placing, scenario: Scenario | None) -> int:
+    """Ranks of a group that share a node."""
+    if scenario is None:
+        return placing.ep
+    return collectives.on_node(scenario.load().cluster, placing.ep, scenario.parallel.etp)
 
 
 def _study(
-    model: Model, router: Router, plan: Plan, placing: Placing, histories: list[History], scenario: Scenario | None
-) -> Study:
-    outcomes, balanced = [], None if scenario is None else _step(scenario)
-    for history in histories:
-        placed = [
-            placement.place(load, placing.ep, router.groups, placing.redundant, placing.way)
-            for load in history.expected
+    model: Model, router: Router, plan: Plan, placing: Placing, found: list[tuple[History, list[Traffic]]],
+    scenario: Scenario | None,
+) -> Study:  # fmt: skip
+    balanced = None if scenario is None else _step(loaded(scenario, redundant=0))
+    outcomes = [Outcome(history, tuple(layers)) for history, layers in found]
+    if scenario is not None:
+        outcomes = [
+            replace(one, step_time_s=_step(loaded(scenario, one.traffic, placing.redundant))) for one in outcomes
         ]
-        imbalance = placement.fullest(history.loads, placed)
-        outcomes.append(Outcome(history, imbalance, None if scenario is None else _step(scenario, imbalance)))
     noise = sampling(router, plan.sample.sequences * plan.sample.tokens)
     layers = model.layers - model.dense_layers
-    more = 0.0 if scenario is None or not placing.redundant else _redundant_bytes(model, placing, scenario)
+    more = 0.0 if scenario is None else _redundant_bytes(scenario, placing.redundant)
     return Study(model.name, router, layers, plan, placing, noise, tuple(outcomes), balanced, more)
 
 
-def _redundant_bytes(model: Model, placing: Placing, scenario: Scenario) -> float:
+def _redundant_bytes(scenario: Scenario, redundant: int) -> float:
+    without, with_them = (_static_bytes(loaded(scenario, redundant=number)) for number in (0, redundant))
+    return max(held - less for held, less in zip(with_them, without, strict=True))
+
+
+def _static_bytes(scenario: Scenario) -> list[float]:
+    """Of a GPU of each rank."""
     made = case.modelled(scenario)
     assert isinstance(made.costs, ModelledCosts)
-    assert model.experts
-    more = replace(model.experts, routed=model.experts.routed + placing.redundant, groups=1, groups_per_token=1)
-    other = ModelledCosts(replace(model, experts=more), made.costs.cluster, made.costs.parallel)
-    ranks = range(made.program.ranks)
-    own, all_held = ([sum(c.static_bytes(made.program, r).values()) for r in ranks] for c in (made.costs, other))
-    return max(held - less for held, less in zip(all_held, own, strict=True))
+    return [sum(made.costs.static_bytes(made.program, rank).values()) for rank in range(made.program.ranks)]
 
 
-def loaded(scenario: Scenario, imbalance: Floats | None = None) -> Scenario:
-    """A scenario whose layers are loaded so; without loads, one in balance."""
-    loads = [] if imbalance is None else [max(1.0, float(load)) for load in imbalance]
-    return scenario.with_(expert_imbalance=1.0, layer_imbalance=loads)
+def loaded(scenario: Scenario, traffic: Sequence[Traffic] = (), redundant: int | None = None) -> Scenario:
+    """A scenario whose layers are loaded so, with so many redundant experts or its own; without loads, in balance."""
+    loads = [[*load[:2], *load.experts] for load in (layer.imbalance for layer in traffic)]
+    return scenario.with_(expert_imbalance=1.0, layer_imbalance=loads, redundant_experts=redundant)
 
 
-def _step(scenario: Scenario, imbalance: Floats | None = None) -> float:
-    """Seconds of a step with these loads."""
-    made = case.modelled(loaded(scenario, imbalance))
+def _step(scenario: Scenario) -> float:
+    """Seconds of a step."""
+    made = case.modelled(scenario)
     return simulate(made.program, made.costs).makespan
 
 

@@ -121,7 +121,7 @@ def _turned(some: list[Found]) -> Iterator[tuple[str, list[tuple[Any, ModelledCo
         yield (
             "load of the fullest experts",
             [
-                (order, _fresh(costs, parallel=costs.parallel.with_load(costs.parallel.expert_imbalance * CHANGE)))
+                (order, _fresh(costs, parallel=costs.parallel.with_load(costs.parallel.load.gpu * CHANGE)))
                 for order, costs in plain
             ],
         )

@@ -39,14 +39,18 @@ def text(study: Study) -> list[str]:
     )
     if study.plan.steps > 1:
         lines[-1] += f"; drawing {tokens:,} tokens a step alone gives about {study.sampling:.2f}"
-    lines.append(
-        "GPU load: tokens of the fullest GPU over the mean, for one micro-batch; it sets the pace of its layer"
-    )
+    lines.append("GPU load: tokens of the fullest GPU over the mean, for one micro-batch; it sets the experts' pace")
     if study.balanced_s is not None:
+        lines.append(
+            "NIC load: the same of the NIC that sends or receives most; it sets the pace of dispatch and combine"
+        )
         lines.append(f"a step with every GPU in balance takes {study.balanced_s:.3f} s")
     if study.redundant_bytes:
         size = console.size(study.redundant_bytes)
-        lines.append(f"the redundant experts take {size} more on a GPU, of weights, gradients and optimizer states")
+        lines.append(
+            f"the redundant experts take {size} more on a GPU, of weights, gradients and optimizer states, "
+            "and time for the sums of their copies' gradients, which is in the step"
+        )
     return lines
 
 
@@ -71,6 +75,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "micro-batch": f"{row['microbatch_violation']:.2f}",
         "GPU load": f"{row['gpu_imbalance']:.3f}",
         "worst": f"{row['gpu_imbalance_worst_layer']:.3f}",
+        "NIC load": "-" if seconds is None else f"{row['network_imbalance']:.3f}",
         "popularity moved": f"{row['popularity_moved']:.0%} of skew" if row["popularity_moved"] else "-",
         "step": "-" if seconds is None else f"{seconds:.3f} s",
         "over balanced": "-" if cost is None else f"{cost:+.1%}",
@@ -102,7 +107,7 @@ def parts(study: Study) -> list[document.Part]:
     for outcome in study.outcomes:
         label = outcome.history.strategy
         found.append(document.Text(f"Load of each expert over the mean, for one micro-batch at the end: {label}"))
-        found.append(document.Chart(_heat(_relative(outcome.history.loads))))
+        found.append(document.Chart(_heat(_relative(outcome.loads))))
     return found
 
 
@@ -166,7 +171,7 @@ def _write_picture(study: Study, path: Path) -> None:
     axes[0].set_title(headline(study), loc="left", fontsize=9, color=palette.INK)
     colours = LinearSegmentedColormap.from_list("load", [(at, colour) for at, colour in _scale()])
     for axis, outcome in zip(axes[1:], study.outcomes, strict=True):
-        relative = _relative(outcome.history.loads)
+        relative = _relative(outcome.loads)
         image = axis.imshow(relative, aspect="auto", cmap=colours, vmin=0, vmax=HEAVIEST, interpolation="nearest")
         axis.set(ylabel="layer", title="")
         axis.set_title(outcome.history.strategy, loc="left", fontsize=9)
@@ -187,7 +192,7 @@ def _write_table(study: Study, path: Path) -> None:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["strategy", "layer", "expert", "tokens", "load_over_mean"])
         for outcome in study.outcomes:
-            relative = _relative(outcome.history.loads)
-            for (layer, expert), tokens in np.ndenumerate(outcome.history.loads):
+            relative = _relative(outcome.loads)
+            for (layer, expert), tokens in np.ndenumerate(outcome.loads):
                 row = [outcome.history.strategy, layer, expert, int(tokens), f"{relative[layer, expert]:.4f}"]
                 table.writerow(row)
