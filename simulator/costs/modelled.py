@@ -220,7 +220,7 @@ class ModelledCosts:
     def computed_flops(self, program: Program) -> float:
         """FLOPs of a step's matrix products on a GPU of each rank, recomputation included, loads being balanced."""
         p = self.parallel
-        if p.layer_imbalance or p.expert_imbalance != 1:
+        if not p.balanced:
             balanced = p.with_load(1.0)
             return replace(self, parallel=balanced, of_slots={}, _known={}).computed_flops(program)
         return sum(

@@ -280,6 +280,12 @@ class Parallel:
         """How unevenly experts are loaded, where layers do not say so themselves."""
         return Load.of(self.expert_imbalance)
 
+    @property
+    def balanced(self) -> bool:
+        """Whether no GPU and no link has more than another."""
+        loads = map(Load.of, (self.expert_imbalance, *self.layer_imbalance))
+        return all(max(load.network, load.nvlink, load.gpu) <= ROUNDED for load in loads)
+
     def layer_load(self, model: Model, index: int) -> float | tuple[float, ...]:
         """The imbalance of decoder layer `index`, counted from 0."""
         experts = index - model.dense_layers

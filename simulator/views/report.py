@@ -98,9 +98,8 @@ def remarks(report: Report) -> list[str]:
 
 
 def _balanced(report: Report) -> str:
-    loads = [report.scenario.parallel.expert_imbalance, *report.scenario.parallel.layer_imbalance]
     rows = [row for row in report.ablation if row["off"] == ablations.BALANCE]
-    if not rows or max(loads) > 1:
+    if not rows or not report.scenario.parallel.balanced:
         return ""
     left = rows[-1]
     return f"; experts are in balance. With that {left['instead']}, a step takes {left['step_time_s']:.2f} s"
