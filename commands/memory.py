@@ -15,7 +15,9 @@ def kv(
     hardware: Hardware = None,
     batch: Annotated[int, number("Requests on each GPU, as two micro-batches of half as many. Default: 64.")] = 64,
     context: Annotated[int, number("Tokens of each request. Default: 4096.")] = 4096,
-    ep: Annotated[int | None, number("GPUs that experts are spread over. Default: one expert a GPU.")] = None,
+    ep: Annotated[
+        int | None, number("GPUs that experts are spread over. Default: one expert a GPU, or one rack of NVLink.")
+    ] = None,
     tp: Annotated[int, number("Tensor parallel size. Default: 1.")] = 1,
     weights: Annotated[str, typer.Option(metavar="NAME", help="Format of weights: bf16, fp8 or fp8_block.")] = "fp8",
     cache: Annotated[str, typer.Option(metavar="NAME", help="Format of the cache.")] = "bf16",
@@ -30,7 +32,7 @@ def kv(
     if model is None:
         raise SimpipeError("kv needs a model: give --model, as --model deepseek-v3")
     shape, machine = load_model(model), load_cluster("h800" if hardware is None else hardware)
-    spread = ep if ep is not None else shape.experts.routed if shape.experts else 1
+    spread = inference.spread(shape, machine) if ep is None else ep
     serving = inference.Serving(shape, machine, batch, context, spread, tp, weights, cache)
     found = inference.caches(serving)
     print_json([each.to_dict() for each in found]) if json else print("\n".join(views.text(serving, found)))

@@ -103,6 +103,13 @@ class Cache:
         return figures | {"decode_s": self.decode.hidden, "tokens_per_s_per_request": 1 / self.decode.hidden}
 
 
+def spread(model: Model, cluster: Cluster) -> int:
+    """GPUs that experts are spread over where nothing says so: one expert a GPU; in a rack that NVLink joins, a power
+    of two that it holds."""
+    routed, domain = model.experts.routed if model.experts else 1, cluster.node.nvlink.domain_gpus
+    return math.gcd(routed, 2 ** int(math.log2(domain))) if domain > cluster.node.gpus else routed
+
+
 def caches(serving: Serving) -> list[Cache]:
     """The model's own attention first, then the same heads with other ways to share keys and values."""
     return [_cache(replace(serving, model=model), name) for name, model in _variants(serving.model)]

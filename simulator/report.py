@@ -5,7 +5,6 @@ Each part is what another command computes; what was published is read from a fi
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -17,6 +16,7 @@ from simpipe.simulator import ablation, case, inference, savings, tuning
 from simpipe.simulator.costs import collectives
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, load_cluster
 from simpipe.simulator.costs.exchange_kernels import KernelSetting
+from simpipe.simulator.costs.model import Model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.experts import study
@@ -106,7 +106,7 @@ def make(
     rate = figures.efficiency.tokens_per_s
     searched = capacity(scenario, TRAINING_TOKENS, rate, pool, lambda n, of: told(f"plan: {n} of {of.candidates}"))
     told("decoding")
-    serving = _serving(made.costs, scenario.hardware)
+    serving = _serving(model, scenario.hardware)
     own = _figures(made.costs, figures, searched) | _times(trace)
     own |= _exchanges(made.costs) if model.experts else {}
     return Report(
@@ -124,13 +124,9 @@ def _kernels(scenario: Scenario, told: Progress) -> tuning.Landscape:
     return tuning.tune(scenario, lambda done, total: told(f"kernels: setting {done} of {total}"))
 
 
-def _serving(costs: ModelledCosts, hardware: str) -> inference.Serving:
-    """The model on one expert a GPU, on the scenario's machine or another."""
-    machine, experts = load_cluster(hardware), costs.model.experts
-    most = experts.routed if experts else 1
-    if machine.node.nvlink.domain_gpus > machine.node.gpus:  # a rack of NVLink: experts stay within it
-        most = math.gcd(most, 2 ** int(math.log2(machine.node.nvlink.domain_gpus)))
-    return inference.Serving(costs.model, machine, SERVED, CONTEXT, ep=most)
+def _serving(model: Model, hardware: str) -> inference.Serving:
+    machine = load_cluster(hardware)
+    return inference.Serving(model, machine, SERVED, CONTEXT, ep=inference.spread(model, machine))
 
 
 def _figures(costs: ModelledCosts, figures: case.Figures, found: Capacity) -> dict[str, float]:
@@ -184,7 +180,7 @@ def _exchanges(costs: ModelledCosts) -> dict[str, float]:
         if done.network_bytes + done.nvlink_bytes:
             found[f"{name}_gb_per_s"] = moved / collectives.seconds(cluster, done) / 1e9
     for name, hardware in (("decode_exchange_s", cluster.name), ("decode_exchange_nvl72_s", NVL72)):
-        found[name] = inference.caches(_serving(costs, hardware))[0].decode.exchange
+        found[name] = inference.caches(_serving(model, hardware))[0].decode.exchange
     return found
 
 

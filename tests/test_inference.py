@@ -11,7 +11,7 @@ import pytest
 from simpipe.simulator.costs.cluster import load_cluster
 from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.errors import SimpipeError
-from simpipe.simulator.inference import Serving, caches, exchange_seconds
+from simpipe.simulator.inference import Serving, caches, exchange_seconds, spread
 
 DEEPSEEK, H800, NVL72 = load_model("deepseek-v3"), load_cluster("h800"), load_cluster("gb200-nvl72")
 
@@ -101,6 +101,12 @@ def test_tensor_parallelism_splits_heads_but_not_a_latent_vector() -> None:
 def test_what_does_not_fit_is_one_sentence(change: dict[str, object], sentence: str) -> None:
     with pytest.raises(SimpipeError, match=sentence):
         serving(**change)
+
+
+def test_experts_stay_within_a_rack_of_nvlink() -> None:
+    """So the bounds published for both machines are those of the command's defaults."""
+    assert (spread(DEEPSEEK, H800), spread(DEEPSEEK, NVL72)) == (256, 64)
+    assert spread(load_model("llama3-8b"), H800) == spread(load_model("llama3-8b"), NVL72) == 1
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from simpipe.simulator.costs.cluster import Cluster, ClusterError, load_cluster
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.scenario import Scenario
 from simpipe.simulator.trace import Trace, simulate
+from simpipe.simulator.views import savings as views
 
 SMALL = {
     "model": "llama3-8b", "hardware": "h100", "schedule": "1f1b", "ranks": 2, "gpus": 16, "global_batch": 64,
@@ -143,6 +144,17 @@ def test_savings_add_up_from_all_kept_to_the_scenario() -> None:
     assert table[-1]["host_bytes"] > table[-2]["host_bytes"] > 0 == table[0]["host_bytes"]
 
 
+def test_the_table_by_rank_adds_up() -> None:
+    """From all kept to what is left, as it is shown; ranks that are alike share a column."""
+    peaks = [(9e9, 9e9, 7e9, 9e9), (6.5e9, 6.5e9, 6.96e9, 6.5e9), (6e9, 6e9, 7e9, 6e9)]
+    rows = [{"saving": name, "peak_bytes_per_rank": peak} for name, peak in zip("abc", peaks, strict=True)]
+    header, table = views.per_rank(rows)
+    assert header == ["GB of a GPU, rank", "0 to 1, 3", "2"]
+    assert table == [
+        ["a", "9.0", "7.0"], ["- b", "2.5", "0.0"], ["- c", "0.5", "0.0"], ["= what is left", "6.0", "7.0"]
+    ]  # fmt: skip
+
+
 def test_what_moves_over_pcie_in_a_step() -> None:
     """Averages: 4 bytes of a master weight. An optimizer on the CPU: a gradient and a weight, and none for averages."""
     keys = {"averages": "cpu", "optimizer_device": "cpu", "global_batch": 16}
@@ -167,6 +179,7 @@ def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "simpipe", "savings"]
     done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=True)
     assert "norms recomputed" in done.stdout
+    assert "= what is left" in done.stdout
     rows = json.loads(subprocess.run([*command, str(path), "--json"], capture_output=True, text=True).stdout)
     assert [row["saving"] for row in rows][-1] == "moving averages on the CPU"
     for arguments, sentence in (([], "savings needs a scenario file"), (["none.yaml"], "none.yaml cannot be read")):

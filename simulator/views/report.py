@@ -156,6 +156,7 @@ def parts(report: Report) -> list[document.Part]:
         document.Code(f"simpipe ablate {FILE}{_drawn(report)}"),
         document.Heading("Memory, from all kept to this run's setting"),
         document.Table(savings.HEADER, savings.cells(report.savings)),
+        document.Table(*savings.per_rank(report.savings)),
         document.Code(f"simpipe savings {FILE}"),
         *_kernels(report),
         *_balance(report),
