@@ -388,3 +388,15 @@ def test_a_gpu_of_the_middle_has_buffers_for_two_neighbours() -> None:
     found = [transient(GPT_22B, parallel, stage)["boundary"] for stage in stages(GPT_22B, parallel, 4)]
     assert found == [2 * message, 4 * message, 4 * message, 2 * message]
     assert transient(GPT_22B, megatron(), stages(GPT_22B, megatron(), 1)[0])["boundary"] == 0
+
+
+def test_an_action_has_only_what_it_needs_beside_activations() -> None:
+    parallel = parallel_of(zero=3, gpus=64)
+    stage = stages(GPT_22B, parallel, parallel.ranks)[-1]
+    by_action = {action: transient(GPT_22B, parallel, stage, action=action) for action in "FIWB"}
+    full = by_action["B"]
+    for action, without in {"F": {"working", "buckets"}, "I": {"buckets"}, "B": set()}.items():
+        assert by_action[action] == {kind: 0 if kind in without else size for kind, size in full.items()}
+    assert {kind for kind, size in by_action["W"].items() if size} == {
+        kind for kind in ("boundary", "buckets") if full[kind]
+    }

@@ -501,8 +501,21 @@ def _gradients(operation: Operation, parallel: Parallel) -> Iterator[Tensor]:
 # What lives within a slot.
 
 
-def transient(model: Model, parallel: Parallel, stage: Stage, kernels: Kernels = FUSED) -> Bytes:
-    """Bytes per GPU beside static and activations while the stage runs one micro-batch; an F&B slot runs two.
+_ONLY_IN = {
+    "recompute": "FIB",
+    "logits": "FIB",
+    "expert_buffers": "FIB",
+    "gathered": "FIB",
+    "working": "IB",
+    "buckets": "WB",
+}
+"""The actions that need a kind of transient bytes, where not all do. A forward has what it drops until its layer is
+done; W has what I kept for it."""
+
+
+def transient(model: Model, parallel: Parallel, stage: Stage, kernels: Kernels = FUSED, action: str = "B") -> Bytes:
+    """Bytes per GPU beside static and activations while the stage runs an action (F, I, W or B) of one micro-batch; an
+    F&B slot runs two.
 
     logits: of the head and each MTP module. expert_buffers: what dispatch receives and combine sends, of one layer.
     boundary: a message received and one being sent, to and from each neighbour. recompute: what recomputation brings
@@ -510,7 +523,7 @@ def transient(model: Model, parallel: Parallel, stage: Stage, kernels: Kernels =
     ZeRO 2 and 3 the gradients of two layers, one at work and one on its way. Each of the layer that has most of it.
     """
     layers = _distinct_layers(model, parallel, stage)
-    return {
+    found = {
         "logits": _logits(model, parallel, stage, kernels),
         "expert_buffers": max((_expert_buffers(model, layer, at) for layer, at in layers), default=0.0),
         "boundary": _boundary(model, parallel, stage),
@@ -519,6 +532,7 @@ def transient(model: Model, parallel: Parallel, stage: Stage, kernels: Kernels =
         "gathered": max((_gathered(layer, at) for layer, at in layers), default=0.0),
         "buckets": max((_buckets(layer, at) for layer, at in layers), default=0.0),
     }
+    return {kind: size if action in _ONLY_IN.get(kind, action) else 0.0 for kind, size in found.items()}
 
 
 def _distinct_layers(model: Model, parallel: Parallel, stage: Stage) -> list[tuple[Layer, Parallel]]:

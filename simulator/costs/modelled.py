@@ -206,15 +206,20 @@ class ModelledCosts:
 
     def transient_bytes(self, program: Program) -> Floats:
         """(slots,) bytes that a slot needs while it runs, beside activations; an F&B slot what both actions need."""
-        lengths, which = np.unique(self._tokens(program), return_inverse=True)
-        each = np.array([[memory.total(kinds) for kinds in self._transient(program, n)] for n in lengths.tolist()])
-        return np.asarray(np.add.reduceat(each[which, program.stage], program.slot_start[:-1]), float)
+        which = np.stack([self._tokens(program), program.kind], -1)
+        each, which = np.unique(which, axis=0, return_inverse=True)
+        found = [[memory.total(kinds) for kinds in self._transient(program, *one)] for one in each.tolist()]
+        brought = np.array(found)[which.reshape(-1), program.stage]
+        return np.asarray(np.add.reduceat(brought, program.slot_start[:-1]), float)
 
     def transient_kinds(self, program: Program, slot: int) -> dict[str, float]:
         """The same of one slot, by kind."""
         actions = range(int(program.slot_start[slot]), int(program.slot_start[slot + 1]))
         tokens = self._tokens(program)
-        parts = [self._transient(program, int(tokens[action]))[program.stage[action]] for action in actions]
+        parts = [
+            self._transient(program, int(tokens[action]), int(program.kind[action]))[program.stage[action]]
+            for action in actions
+        ]
         return {kind: sum(part[kind] for part in parts) for kind in parts[0]}
 
     def computed_flops(self, program: Program) -> float:
@@ -271,9 +276,9 @@ class ModelledCosts:
             )
         )
 
-    def _transient(self, program: Program, tokens: int) -> list[dict[str, float]]:
-        of, kernels = (self.model, self.parallel.with_sequence(tokens)), self._kernels
-        return self._by_stage(program, ("transient", tokens), lambda s: memory.transient(*of, s, kernels))
+    def _transient(self, program: Program, tokens: int, kind: int) -> list[dict[str, float]]:
+        of, kernels, name = (self.model, self.parallel.with_sequence(tokens)), self._kernels, KINDS[kind].name
+        return self._by_stage(program, ("transient", tokens, kind), lambda s: memory.transient(*of, s, kernels, name))
 
     def _by_stage(
         self, program: Program, what: Any, value: Callable[[Stage], T], known: dict[Any, Any] | None = None
