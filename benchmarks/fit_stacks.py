@@ -24,7 +24,7 @@ from simpipe.simulator.costs.stack import load_stack
 from simpipe.simulator.validation.cases import FOLDER, Case, Family, cases, families
 from simpipe.simulator.validation.predict import PREDICT, measured_seconds
 
-LIMIT = 24
+LIMIT = 83
 """Rows of a family that a fit sees at most: every n-th of the even ones."""
 
 SCALE = 0.05
@@ -49,7 +49,7 @@ FITS = {
         "vtrain",
         "machines/a100-half-nics.toml",
         ("vtrain-one-node",),
-        {"host.launch": 50e-6},
+        {"host.launch": 60e-6, "unaligned_rate": 0.4},
     ),
     "megatron-2023": Fit("megatron-2023", "machines/a100-roce.toml", ("zero-bubble",), {"host.sync": 300e-6}),
     "megatron-core": Fit(
@@ -78,7 +78,7 @@ def changed(of: Any, values: dict[str, float]) -> Any:
     for path, value in values.items():
         part, _, name = path.partition(".")
         if hasattr(of, part):
-            of = replace(of, **{part: replace(getattr(of, part), **{name: value})})
+            of = replace(of, **{part: replace(getattr(of, part), **{name: value}) if name else value})
     return of
 
 

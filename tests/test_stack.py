@@ -10,6 +10,7 @@ from simpipe import program, simulate
 from simpipe.simulator.costs.cluster import load_cluster
 from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.operators import head_passes
 from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.costs.stack import Stack, load_stack, stack_names
 from simpipe.simulator.trace import Trace
@@ -66,6 +67,31 @@ def test_a_slot_is_never_faster_than_its_kernels_are_launched() -> None:
     frame = slow.to_frame().query("slot == 0")
     launches = frame[frame["operation"] == "launches"]
     assert (launches["end"] - launches["start"]).item() == pytest.approx(slow.slot_end[0] - slow.slot_start[0])
+
+
+def test_launches_that_do_not_run_ahead_stretch_short_kernels_only() -> None:
+    """Each kernel then lasts a launch at least: more than the longer of both sums, less than both together."""
+    kernels, ahead, behind = run(FUSED), run(with_host(launch=1e-4)), run(with_host(launch=1e-4, queued=False))
+    assert ahead.makespan < behind.makespan < ahead.makespan + kernels.makespan
+    assert "launches" not in set(behind.to_frame()["operation"].astype(str))
+    assert run(with_host(launch=1e-9, queued=False)).makespan == pytest.approx(kernels.makespan)
+
+
+def test_rows_of_an_odd_length_slow_the_head_alone() -> None:
+    """A row of 50,257 half-precision logits does not start at 16 bytes; one of 50,264 does."""
+    model, parallel = (
+        load_model("megatron-22b"),
+        Parallel.of({"ranks": 1, "gpus": 8, "global_batch": 8, "sequence": 2048}),
+    )
+    odd, even = (
+        {
+            step.name: step.seconds
+            for step in head_passes(replace(model, vocabulary=words), load_cluster("a100"), parallel, FUSED).forward
+        }
+        for words in (50257, 50264)
+    )
+    assert odd["head"] == pytest.approx(even["head"] / FUSED.unaligned_rate, rel=1e-3)
+    assert odd["norms.final"] == even["norms.final"]
 
 
 def test_a_quick_host_changes_nothing() -> None:

@@ -23,7 +23,7 @@ from simpipe.simulator.validation.predict import PREDICT, measured_seconds
 ROOT = Path(__file__).parents[1]
 KEYS = list(families())
 OWN = {
-    "model", "hardware", "stack", "schedule", "model_layers", "hidden", "heads", "vocabulary", "flops",
+    "model", "hardware", "stack", "schedule", "model_layers", "hidden", "heads", "vocabulary", "padded_alone", "flops",
     "part", "phase", "slot_layers", "collective", "bytes", "group", "m", "n", "k", "format",
     "run", "dp_rank", "step", "operations", "known",
 }  # fmt: skip
@@ -34,12 +34,12 @@ COSTS = ("cluster", "collectives", "memory", "modelled", "operators", "overlap",
 
 BOUNDS: dict[str, tuple[int, float, float | None]] = {
     "simumax-b200": (4, 0.025, 0.02),
-    "vtrain-one-node": (96, 0.1, None),
+    "vtrain-one-node": (53, 0.065, None),
     "vtrain-nodes": (14, 0.07, None),
     "recomputation-steps": (3, 0.035, None),
     "recomputation-layers": (3, 0.06, None),
     "recomputation-memory": (2, math.inf, 0.01),
-    "megatron-sc21": (10, 0.05, None),
+    "megatron-sc21": (10, 0.075, None),
     "zero-bubble": (5, 0.032, 0.022),
     "llama3-405b": (3, 0.02, None),
     "torchtitan": (2, 0.125, 0.13),

@@ -401,7 +401,7 @@ class ModelledCosts:
             for piece in laid.pieces
         ]
         last = (len(found) - 1,) if found else ()
-        if self.stack.host.launch:
+        if self.stack.host.aside:
             found.append(Operation(LAUNCHES, ("host",), (), 0))
         return (*found, Operation(END, self._streams, last, part))
 
@@ -411,7 +411,7 @@ class ModelledCosts:
         kinds = sorted({self.model.layer(index).kind for index in range(self.model.layers)})
         passes = [self._layer_passes(kind, self.parallel.expert_imbalance, self.parallel.sequence) for kind in kinds]
         steps = [step for layer in passes for part in layer for step in part]
-        host = ["host"] if self.stack.host.launch else []
+        host = ["host"] if self.stack.host.aside else []
         return tuple(dict.fromkeys(["compute", *(name for step in steps for name in step.streams), *host]))
 
     def _links_of(self, step: Step) -> tuple[str, ...]:
@@ -422,7 +422,7 @@ class ModelledCosts:
         waits there for messages."""
         steps, host = [piece.step for piece in self._laid(key, tokens).pieces], self.stack.host
         found = [self._piece(step) for step in steps]
-        if host.launch:
+        if host.aside:
             found.append(Piece(0.0, host.launch * sum(step.launches for step in steps), 0.0, 0.0, ()))
         waits = host.sync if self.parallel.ranks > 1 else 0.0
         return [*found, Piece(waits, 0.0, 0.0, 0.0, ())]

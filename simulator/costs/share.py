@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from simpipe.simulator.costs.cluster import Attention, Cluster
+from simpipe.simulator.costs import collectives
+from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Attention, Cluster
 from simpipe.simulator.costs.collectives import Exchange
 from simpipe.simulator.costs.model import Activation, Core, Linear, Model, Norm
 from simpipe.simulator.costs.parallel import Parallel
@@ -66,9 +67,8 @@ class Step(NamedTuple):
 
     @property
     def launches(self) -> int:
-        """Kernels that take the host time. A collective's launch takes little: on a slow host, iterations measured by
-        vTrain (arXiv 2312.12391) do not grow with tensor parallelism."""
-        return len(self.kernels)
+        """Kernels that the host launches, one for what moves bytes between GPUs."""
+        return len(self.kernels) or 1
 
     @property
     def exchange(self) -> Exchange:
@@ -100,6 +100,10 @@ def together(works: Sequence[Work]) -> Work:
 def ceil_div(whole: float, parts: int) -> int:
     return math.ceil(whole / parts)
 
+
+TENSOR_CORE_BYTES = 16
+"""Rows of a product's matrices start at multiples of it where tensor cores are fed at full rate (NVIDIA's Matrix
+Multiplication Background: multiples of 8 elements of 2 bytes)."""
 
 Shape = tuple[int, int, int]
 """Rows, fan-in, fan-out of a product as forward runs it on this GPU."""
@@ -223,12 +227,17 @@ class TimedShare(Share):
         return FUSED_NORM if self.model.layer_norm else self.stack.norm
 
     def products(self, linear: Linear, shapes: Sequence[Shape], output_bytes: float = 2.0) -> Work:
-        """Products m x n x k, in one kernel."""
+        """Products m x n x k, in one kernel. Rows of the matrices in memory are as long as fan-in or fan-out."""
         kind = self.parallel.compute_format if self.casts(linear) else self.plain
         flops = sum(2.0 * m * n * k for m, n, k in shapes)
         family = "grouped_gemm" if linear.copies > 1 else "gemm"
+        _, *rows = self.shapes(linear)[0]
+        slower = 1.0
+        if any(row * BYTES_PER_ELEMENT[kind] % TENSOR_CORE_BYTES for row in rows):
+            slower = 1 / self.stack.unaligned_rate
         alone, beside = (
-            self.cluster.products_seconds(family, shapes, kind, sms, output_bytes) for sms in (None, self._left())
+            slower * self.cluster.products_seconds(family, shapes, kind, sms, output_bytes)
+            for sms in (None, self._left())
         )
         return Work(alone, beside, flops, (Kernel(family, kind, tuple(shapes), flops, alone, output_bytes),))
 
@@ -278,8 +287,11 @@ class TimedShare(Share):
 
     def step(self, name: str, phase: str, *works: Work, stream: str = "compute") -> Step:
         seconds, beside, flops, kernels = together(works)
-        gaps = len(kernels) * self.cluster.gpu.kernel_gap
+        gap = self.cluster.gpu.kernel_gap
+        gaps = sum(max(gap, self.stack.host.least - kernel.seconds) for kernel in kernels)
         return Step(name, phase, stream, seconds, beside, latency=gaps, flops=flops, kernels=kernels)
 
     def transfer(self, name: str, phase: str, exchange: Exchange, stream: str) -> Step:
-        return Step(name, phase, stream, sms=self.parallel.communication_sms, **exchange._asdict())
+        short = max(0.0, self.stack.host.least - collectives.seconds(self.cluster, exchange))
+        sent = exchange._replace(latency=exchange.latency + short)
+        return Step(name, phase, stream, sms=self.parallel.communication_sms, **sent._asdict())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from simpipe.simulator.costs import profile
-from simpipe.simulator.costs.profile import Amount, Count, Factor, Figure, Flag, ProfileKind, Row, Seconds
+from simpipe.simulator.costs.profile import Amount, Count, Factor, Figure, Flag, ProfileKind, Ratio, Row, Seconds
 from simpipe.simulator.errors import SimpipeError
 
 FOLDER = Path(__file__).resolve().parents[2] / "stack_profiles"
@@ -47,8 +47,9 @@ FUSED_LOSS, EAGER_LOSS = Traffic((6, 8), (6,)), Traffic((6, 4, 8, 8, 4, 8), (8, 
 """Cross entropy, of logits: cast to fp32 and softmax with loss, cast back; or as vocabulary-parallel tensor operations
 in fp32: cast, maximum, difference, exponential, sum, quotient; then less the target, scaled, cast back."""
 
-SOFTMAX, DROPOUT = Traffic((4,), (6,)), Traffic((5,), (5,))
-"""Of scores, scale and causal mask fused into the softmax; and of what a mask of 1 byte is drawn for."""
+SOFTMAX, DROPOUT = Traffic((3,), (4,)), Traffic((5,), (5,))
+"""Of scores, scale and causal mask fused into the softmax, which reads the half that is not masked and writes all
+(Megatron-LM, scaled_upper_triang_masked_softmax.h); and of what a mask of 1 byte is drawn for."""
 
 EAGER_SOFTMAX = Traffic((6, 8, 9, 8, 6), (6, 12, 9, 8, 6))
 """The same by tensor operations in fp32: cast, scaled, masked, softmax, cast back."""
@@ -57,12 +58,25 @@ EAGER_SOFTMAX = Traffic((6, 8, 9, 8, 6), (6, 12, 9, 8, 6))
 @dataclass(frozen=True)
 class Host:
     """What the host takes. launch: for a kernel, Python, autograd and driver together; 0 where graphs are replayed.
+    queued: whether launches run ahead of the GPU, so that long kernels make up for short ones; else each kernel lasts a
+    launch at least.
     sync: each time that it waits for the GPU, which then waits for its next kernel: after each slot of a pipeline, for
     messages, and for the numbers of tokens before a plain all-to-all. step: once a step, nothing beside it."""
 
     launch: Seconds
+    queued: Flag
     sync: Seconds
     step: Seconds
+
+    @property
+    def aside(self) -> bool:
+        """Whether launching is work beside the kernels, of which only the sum counts."""
+        return self.queued and self.launch > 0
+
+    @property
+    def least(self) -> float:
+        """Seconds between the starts of two kernels in a row, at least."""
+        return 0.0 if self.queued else self.launch
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,7 @@ class Stack:
     fused_attention: scores are never in memory; otherwise attention's core is two batched products around a softmax
     over all pairs, causal or not. softmax_multiple: sequences x heads that the softmax's kernel takes multiples of;
     tensor operations do others. attention_ratio: time of its fused attention over what the machine's curve says.
+    unaligned_rate: share of a product's rate where a matrix has rows of no multiple of 16 bytes.
     dropout: after softmax, attention and MLP. fused_elementwise, fused_loss: norms, rotations and gates, and the cross
     entropy, as one kernel each. logit_bytes: held for a logit at the peak. fused_casts: what makes a tensor writes it
     in fp8 too, by row and by column, and weights are cast and turned once a step. fused_accumulation: products of
@@ -87,6 +102,7 @@ class Stack:
     fused_attention: Flag
     softmax_multiple: Count
     attention_ratio: Factor
+    unaligned_rate: Ratio
     dropout: Flag
     fused_elementwise: Flag
     fused_loss: Flag

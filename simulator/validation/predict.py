@@ -32,7 +32,7 @@ from simpipe.simulator.validation import production
 from simpipe.simulator.validation.cases import FOLDER
 
 GPT_VOCABULARY, PADDED_TO = 50257, 128
-"""GPT-2's, which Megatron pads to a multiple of 128 tensor-parallel parts."""
+"""GPT-2's, which Megatron pads to a multiple of 128 tensor-parallel parts; `padded_alone`: even if not split."""
 
 
 class Predicted(NamedTuple):
@@ -206,7 +206,8 @@ def _model(settings: Mapping[str, Any]) -> Model:
 def _gpt(settings: Mapping[str, Any]) -> Model:
     """GPT as Megatron-LM builds it: biases, LayerNorm, learned positions, 4 x hidden, head tied to the embedding."""
     layers, hidden, heads = (settings[size] for size in ("model_layers", "hidden", "heads"))
-    multiple = PADDED_TO * settings.get("tp", 1)
+    tp = settings.get("tp", 1)
+    multiple = PADDED_TO * tp if tp > 1 or settings.get("padded_alone", True) else 1
     words = settings.get("vocabulary", -(-GPT_VOCABULARY // multiple) * multiple)
     return Model(
         f"gpt {hidden} x {layers}",
