@@ -132,7 +132,7 @@ class TestPaths:
     @pytest.mark.parametrize("name", ["file.txt/x.csv", "nowhere/x.csv", "x" * 300 + ".csv", "file.txt/"])
     def test_where_nothing_can_be_written(self, dualpipe: Trace, tmp_path: Path, name: str) -> None:
         (tmp_path / "file.txt").touch()
-        with pytest.raises(OutputError, match=r"cannot be (written|made): [A-Z]"):
+        with pytest.raises(OutputError, match=r"cannot be (written|made): ([A-Z]|there is no folder)"):
             views.write(dualpipe, f"{tmp_path}/{name}")
         assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
 

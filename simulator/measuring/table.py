@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simpipe.simulator.errors import OutputError
-from simpipe.simulator.files import atomic
+from simpipe.simulator.files import atomic, check_place
 
 COLUMNS = (
     "component", "pass", "operator", "shape", "format", "bytes", "ranks", "seconds", "repeats", "device",
@@ -36,8 +36,7 @@ class Table:
         """A new table, or one of the same device to go on with. Raises OutputError for any other file."""
         table = Table(path, device)
         if not path.exists():
-            if not path.resolve().parent.is_dir():
-                raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")
+            check_place(path)
             return table
         for number, row in enumerate(_rows(path), 2):
             if None in row or None in row.values():
