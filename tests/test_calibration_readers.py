@@ -170,7 +170,7 @@ def test_damaged_files_are_read_or_refused_in_a_sentence(tmp_path: Path) -> None
         b"op,num_gpus,bytes,latency_ms\nall_gather,2,512,0.1\n", b"stage,F_ms,B_ms,W_ms\n0,1,2,3\n",
         b"# size count type\n# Rank 0\n# Rank 1\n 1048576 262144 float sum -1 20.00 52.43 52.43 0 21.0 49.9 49.9 0\n",
     ]  # fmt: skip
-    put = [b"nan", b"-1", b"1e999", b"9" * 400, b'"', b"[", b"{", b",", b"\n", b"\x00", b"null", b"\xff"]
+    put = [b"\r", b"nan", b"-1", b"1e999", b"9" * 400, b'"', b"[", b"{", b",", b"\n", b"\x00", b"null", b"\xff"]
     dice, path = random.Random(7), tmp_path / "damaged"
     for _ in range(400):
         data = bytearray(dice.choice(sound))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -13,9 +14,12 @@ from simpipe.cli import app
 from simpipe.schedules import program
 from simpipe.simulator.costs.model import GroupedAttention, Mlp, Model, ModelError
 from simpipe.simulator.costs.model_files import load_model
+from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.trace import simulate
 
 pytest.importorskip("torch", reason="PyTorch runs the pipelines: needs simpipe[measure]")
+
+import torch
 
 from simpipe.simulator.measuring import chunks, collectives, kernels, pipeline
 
@@ -119,3 +123,63 @@ def test_collectives_are_timed_by_size() -> None:
     found = collectives.measure("all_reduce", ranks=2, device="cpu")
     assert [size for size, _ in found] == collectives.sizes("cpu")
     assert all(timing.seconds > 0 for _, timing in found)
+
+
+def test_a_process_that_fails_is_one_sentence() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("here are GPUs, which processes can use")
+    with pytest.raises(SimpipeError, match=r"^all_reduce among 2 processes failed: [^\n]+$"):
+        collectives.measure("all_reduce", ranks=2, device="cuda")
+
+
+def test_a_gpus_times_lie_between_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue as a CUDA stream is one: what is launched runs later, in order, and events take the time when it does."""
+    queue: list[tuple[Any, float]] = []
+    began = {"now": 0.0}
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            self.at: float | None = None
+
+        def record(self) -> None:
+            queue.append((self, 0.0))
+
+        def elapsed_time(self, other: Event) -> float:
+            assert self.at is not None
+            assert other.at is not None
+            return 1e3 * (other.at - self.at)
+
+    class Cache:
+        def zero_(self) -> None:
+            queue.append(("other", 1e-4))
+
+    def synchronize() -> None:
+        for what, seconds in queue:
+            began["now"] += seconds
+            if isinstance(what, Event):
+                what.at = began["now"]
+        ran.extend(queue)
+        queue.clear()
+
+    ran: list[tuple[Any, float]] = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: Cache())
+    times = iter([1.0, 0.02, 0.01, 0.03, 0.02])  # the first is the warm-up
+    found = kernels.timed(lambda: queue.append(("call", next(times))), torch.device("cuda"), repeats=3)
+    assert found == (pytest.approx(0.02), 3)
+    names = ["event" if isinstance(what, Event) else what for what, _ in ran]
+    assert names[-15:] == ["other"] * 3 + ["other", "event", "call", "event"] * 3
+
+
+def test_a_piece_too_large_for_a_gpu_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(kernels, "time_piece", full)
+    table = tmp_path / "t.csv"
+    command = ["measure", "--model", "llama3-8b", "--sequence", "8", "--device", "cpu", "--out", str(table)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "left out, too large for the memory here: attention.qkv weight m=4096 n=6144 k=8" in done.stderr

@@ -225,6 +225,7 @@ def test_refuses_a_program_that_does_not_fit(
         ("duration", -0.5, r"the table, row 3: duration is -0.5; it takes 0 or more seconds"),
         ("duration", np.nan, r"row 3: duration is nan; it takes a finite number"),
         ("duration", np.inf, r"row 3: duration is inf; it takes a finite number"),
+        ("duration", 10**400, r"row 3: duration is 10{39}; it takes a finite number"),
         ("duration", "fast", r"row 3: duration is fast; it takes a finite number"),
         ("duration", np.array([1, 2]), r"row 3: duration is \[1 2\]; it takes a finite number"),
         ("optype", [1], r"has no \S+ of micro-batch"),

@@ -155,6 +155,8 @@ def _numbers(frame: pd.DataFrame, name: str, source: str) -> Floats:
     column = frame[name]
     if column.dtype.kind in "bcmM":
         raise CostsError(f"{source}: column {name!r} holds {column.dtype}; it takes numbers")
+    if column.dtype == object:  # pandas fails at whole numbers that no float holds
+        column = column.mask(column.map(lambda value: isinstance(value, int) and value.bit_length() > 1023))
     values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     _refuse(frame, name, ~np.isfinite(values), source, "a finite number")
     return np.asarray(values, float)

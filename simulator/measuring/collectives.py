@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed, multiprocessing
 
+from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.measuring.kernels import LEAST, Timing, timed
 
 OPERATORS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
@@ -37,9 +38,13 @@ def sizes(device: str) -> list[int]:
 
 
 def measure(operator: str, ranks: int, device: str) -> list[Sized]:
-    """One of OPERATORS among as many processes; the slowest of them counts."""
+    """One of OPERATORS among as many processes; the slowest of them counts. Raises SimpipeError where one fails."""
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_rank, (operator, ranks, device, folder), nprocs=ranks)
+        try:
+            multiprocessing.spawn(_rank, (operator, ranks, device, folder), nprocs=ranks)
+        except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
+            why = str(error).strip().splitlines()[-1][:200]
+            raise SimpipeError(f"{operator} among {ranks} processes failed: {why}") from None
         found: list[list[tuple[int, float, int]]] = [
             torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(ranks)
         ]
@@ -55,7 +60,8 @@ def _rank(rank: int, operator: str, ranks: int, device: str, folder: str) -> Non
         torch.cuda.set_device(here)
     store = distributed.FileStore(f"{folder}/store", ranks)
     backend = "nccl" if device == "cuda" else "gloo"
-    distributed.init_process_group(backend, rank=rank, world_size=ranks, store=store)
+    bound = here if device == "cuda" else None
+    distributed.init_process_group(backend, rank=rank, world_size=ranks, store=store, device_id=bound)
     try:
         found = []
         for size in sizes(device):

@@ -37,15 +37,16 @@ class Session(NamedTuple):
 def session(model: Model, parallel: Parallel, device: torch.device, ranks: int, path: Path) -> Session:
     """What is to be timed, less what the table at `path` holds. Raises SimpipeError."""
     table = Table.open(path, kernels.describe(device))
-    tasks, left_out = [], []
+    tasks: list[Task] = []
+    left_out: list[str] = []
     for piece in pieces(model, parallel):
         if table.has(**_key(piece)):
             continue
         name = f"{piece.component} {piece.of}"
         if kernels.fits(piece, device):
-            tasks.append(Task(name, lambda piece=piece: _time(piece, device, table)))  # type: ignore[misc]
+            tasks.append(Task(name, lambda piece=piece: _time(piece, device, table, left_out)))  # type: ignore[misc]
         else:
-            left_out.append(f"{name} {piece.shape}, {piece.bytes / 1e9:.3g} GB")
+            left_out.append(_too_large(piece))
     for operator in collectives.OPERATORS if ranks > 1 else ():
         sizes = collectives.sizes(device.type)
         if not all(table.has(operator=operator, bytes=float(size), ranks=ranks) for size in sizes):
@@ -74,12 +75,22 @@ def _key(piece: Piece) -> dict[str, str | float]:
     }
 
 
-def _time(piece: Piece, device: torch.device, table: Table) -> None:
-    timing = kernels.time_piece(piece, device)
+def _too_large(piece: Piece) -> str:
+    return f"{piece.component} {piece.of} {piece.shape}, {piece.bytes / 1e9:.3g} GB"
+
+
+def _time(piece: Piece, device: torch.device, table: Table, left_out: list[str]) -> None:
+    try:
+        timing = kernels.time_piece(piece, device)
+    except torch.cuda.OutOfMemoryError:  # it took more than `fits` knew of
+        left_out.append(_too_large(piece))
+        return
     table.add(timing.seconds, timing.repeats, **_key(piece))
 
 
 def _collect(operator: str, ranks: int, device: torch.device, table: Table) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what pieces had, the processes need
     for size, timing in collectives.measure(operator, ranks, device.type):
         table.add(timing.seconds, timing.repeats, operator=operator, bytes=float(size), ranks=ranks)
 

@@ -40,6 +40,8 @@ def read(path: Path, data: bytearray, classes: Classes) -> Timings:
     table.columns = [str(name).strip().lower() for name in table.columns]
     if len(set(table.columns)) < len(table.columns):
         raise TimingsError(f"{path}: two columns have one name; there are {', '.join(table.columns)}")
+    if not {"operator", "seconds"} <= set(table.columns):  # a line ended where `recognises` saw none
+        raise TimingsError(f"{path}: its columns are {', '.join(table.columns)}; operator and seconds are needed")
     if not len(table):
         raise TimingsError(f"{path}: holds no timing, only a header")
     for name in ("shape", "format", "sms", "bytes", "ranks"):
