@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from simpipe.simulator import case, tuning
 from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.efficiency import efficiency
 from simpipe.simulator.experts import study
 from simpipe.simulator.experts.balance import Affinities, Sample
 from simpipe.simulator.scenario import Scenario
@@ -147,10 +148,11 @@ def _of(made: case.Case, **profiles: Any) -> case.Case:
 
 
 def _row(switched: Switched) -> Row:
-    trace, figures = case.simulated(switched.case)
-    assert figures.efficiency
-    memory, fits = figures.efficiency.memory.peak_bytes, figures.efficiency.fits
-    return Row(*switched[:3], trace.makespan, memory, fits, switched.note)
+    made = switched.case
+    assert isinstance(made.costs, ModelledCosts)
+    trace = simulate(made.program, made.costs)
+    found = efficiency(trace, made.costs)
+    return Row(*switched[:3], trace.makespan, found.memory.peak_bytes, found.fits, switched.note)
 
 
 def to_dict(rows: list[Row]) -> list[dict[str, Any]]:

@@ -14,7 +14,9 @@ from simpipe.simulator import case
 from simpipe.simulator.costs import offload
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import RECOMPUTE
+from simpipe.simulator.efficiency import efficiency
 from simpipe.simulator.scenario import Scenario
+from simpipe.simulator.trace import simulate
 
 ALL_KEPT = "all kept"
 
@@ -86,9 +88,9 @@ def _changes(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
 
 def _row(saving: str, scenario: Scenario) -> Row:
     made = case.modelled(scenario)
-    trace, figures = case.simulated(made)
     assert isinstance(made.costs, ModelledCosts)
-    assert figures.efficiency
+    trace = simulate(made.program, made.costs)
+    found = efficiency(trace, made.costs)
     program, parallel = made.program, made.costs.parallel
     cluster, shards = made.costs.cluster, [made.costs.updated(program, rank) for rank in range(program.ranks)]
     hosted = [offload.syncs(cluster, parallel, rank, shard) for rank, shard in enumerate(shards)]
@@ -96,11 +98,11 @@ def _row(saving: str, scenario: Scenario) -> Row:
     return Row(
         saving,
         trace.makespan,
-        tuple(rank.peak_bytes for rank in figures.efficiency.memory_per_rank),
+        tuple(rank.peak_bytes for rank in found.memory_per_rank),
         max(offload.host_bytes(parallel, shard) for shard in shards),
         max(sum(task.bytes for _, task in tasks) for tasks in hosted),
         max(sum(task.seconds + task.bytes / rate for sync, task in tasks if not sync.closing) for tasks in hosted),
-        figures.efficiency.fits,
+        found.fits,
     )
 
 
