@@ -86,11 +86,10 @@ def moe(
     ranks = layout.ep if layout else math.gcd(router.experts, 64) if ep is None else ep
     copies = redundant if redundant is not None else layout.redundant_experts if layout else 0
     placing = study.Placing(ranks, placement, copies)
-    if not 1 <= sequences <= max(tokens, 1) or tokens % sequences:
-        raise SimpipeError(f"--tokens {tokens} is not a multiple of --sequences {sequences}")
-    batch = (layout.global_batch, layout.sequence) if layout else (sequences, tokens // sequences)
+    sample = study.sample(tokens, sequences)
+    batch = (layout.global_batch, layout.sequence) if layout else sample
     group = max(1, ranks // (layout.tp * layout.cp)) * layout.microbatch_size if layout else ranks
-    plan = study.Plan(steps, Sample(sequences, tokens // sequences), Sample(group, batch[1]), seen, math.prod(batch))
+    plan = study.Plan(steps, sample, Sample(group, batch[1]), seen, math.prod(batch))
     if loads is not None:
         if strategy:
             raise SimpipeError("--loads are what experts got; leave --strategy out")

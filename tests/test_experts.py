@@ -17,6 +17,7 @@ from simpipe.simulator.experts import placement, recorded, study
 from simpipe.simulator.experts.balance import STRATEGIES, Affinities, Gate, Sample, Strategy
 from simpipe.simulator.experts.routing import Router, picks, route
 from simpipe.simulator.scenario import Scenario
+from simpipe.simulator.views import experts as views
 
 DEEPSEEK = Router(256, 8, 8, 4)
 EXAMPLE = Path(__file__).parents[1] / "examples" / "deepseek_v3.yaml"
@@ -341,6 +342,19 @@ def test_a_study_ranks_strategies_by_what_they_leave() -> None:
         study.router_of(load_model("llama3-8b"))
 
 
+def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
+    """On any number of threads; another seed writes others."""
+    model, plan = load_model("deepseek-v3"), study.Plan(3, Sample(2, 64), Sample(8, 32), 0.0, 1e6)
+    written = []
+    for seed, workers in ((0, 1), (0, 2), (1, 1)):
+        found = study.run(model, Affinities(), ["bias"], plan, study.Placing(8), seed, workers)
+        for name in ("a.csv", "a.html", "a.png", "a.svg"):
+            views.write(found, tmp_path / name)
+        written.append([(tmp_path / name).read_bytes() for name in ("a.csv", "a.html", "a.png", "a.svg")])
+    assert written[0] == written[1]
+    assert all(one != other for one, other in zip(written[0], written[2], strict=True))
+
+
 def simpipe(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "simpipe", "moe", *arguments], capture_output=True, text=True, cwd=cwd)
 
@@ -386,6 +400,12 @@ def test_redundant_experts_take_memory() -> None:
         (("--model", "mixtral-8x7b", "--strategy", "luck"), "--strategy is 'luck'"),
         (("--model", "mixtral-8x7b", "--tokens", "100"), "--tokens 100 is not a multiple of --sequences 16"),
         (("--model", "mixtral-8x7b", "--steps", "0"), "--steps must be from 1"),
+        (("--model", "mixtral-8x7b", "--tokens", "0"), "--tokens must be from 1"),
+        (("--model", "mixtral-8x7b", "--sequences", "0"), "--sequences must be from 1"),
+        (("--model", "mixtral-8x7b", "--skew", "-0.1"), "skew must be a number from 0 to 1, not -0.1"),
+        (("--model", "mixtral-8x7b", "--seen", "nan"), "--seen is nan"),
+        (("--model", "mixtral-8x7b", "--ep", "3"), "8 + 0 redundant experts are not a multiple of ep = 3"),
+        (("--model", "deepseek-v3", "--set", "redundant_experts=3"), "redundant_experts = 3 is not a multiple of ep"),
         (("--model", "mixtral-8x7b", "--hardware", "h100"), "give a scenario file"),
         (("--model", "mixtral-8x7b", "--loads", "none.csv"), "none.csv cannot be read"),
         (("--model", "mixtral-8x7b", "--out", "x.pdf"), "its ending names no format"),

@@ -32,7 +32,8 @@ def read(path: str | Path, layers: int, experts: int) -> Ints:
                 place = f"{path} line {table.line_num}"
                 layer, expert = (_whole(place, row, key, size) for key, size in zip(COLUMNS, loads.shape, strict=False))
                 if loads[layer, expert] >= 0:
-                    raise SimpipeError(f"{place}: expert {expert} of layer {layer} is given twice")
+                    twice = f"{place}: expert {expert} of layer {layer} is given twice"
+                    raise SimpipeError(f"{twice}; a file holds the loads of one strategy")
                 loads[layer, expert] = _whole(place, row, "tokens", MOST)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SimpipeError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None

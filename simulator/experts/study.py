@@ -246,11 +246,23 @@ def _teller(progress: Progress, name: str) -> Callable[[int], None]:
     return lambda step: progress(name, step)
 
 
+def sample(tokens: int, sequences: int) -> Sample:
+    """So many tokens of so many sequences. Raises SimpipeError where they are not equally many of each."""
+    _check_range("tokens", tokens)
+    _check_range("sequences", sequences)
+    if tokens % sequences:
+        raise SimpipeError(f"--tokens {tokens} is not a multiple of --sequences {sequences}")
+    return Sample(sequences, tokens // sequences)
+
+
+def _check_range(key: str, value: int) -> None:
+    if not 1 <= value <= 10_000_000:
+        raise SimpipeError(f"--{key} must be from 1 to 10000000, not {value}")
+
+
 def _check(plan: Plan, router: Router) -> None:
     if router.topk > router.experts // router.groups * router.limit:
         raise SimpipeError(f"a token takes {router.topk} experts, but can reach {router.experts} at most")
-    for key, value in {"steps": plan.steps, "tokens": plan.sample.tokens, "sequences": plan.sample.sequences}.items():
-        if not 1 <= value <= 10_000_000:
-            raise SimpipeError(f"--{key} must be from 1 to 10000000, not {value}")
+    _check_range("steps", plan.steps)
     if not 0 <= plan.seen < math.inf:
         raise SimpipeError(f"--seen is {plan.seen}; it takes tokens, 0 or more, as 14.3e12")

@@ -12,10 +12,11 @@ import numpy as np
 from simpipe.simulator.experts.study import LAST, Study
 from simpipe.simulator.files import atomic
 from simpipe.simulator.kernels import Floats
-from simpipe.simulator.views import console, document, ending, palette
+from simpipe.simulator.views import console, document, ending, palette, picture
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from matplotlib.figure import Figure
 
 ENDINGS_OF_STUDY = (".html", ".png", ".svg", ".csv")
 
@@ -25,21 +26,30 @@ COLOURS = ("#4477AA", "#EE6677", "#228833", "#AA7733", "#66CCEE")
 HEAVIEST = 2.5
 """Load over the mean from which a heat map no longer gets darker."""
 
+AROUND_MEAN: list[Any] = [[0.0, "#2166AC"], [1 / HEAVIEST, "#F7F7F7"], [1.0, "#B2182B"]]
+"""Blue below the mean, white at it, red above: apart under the common kinds of colour blindness."""
+
+REDS: list[Any] = [[0.0, "#F7F7F7"], [1.0, "#B2182B"]]
+
 
 def text(study: Study) -> list[str]:
     """The terminal's table."""
     rows = study.rows()
     body = [_cells(row) for row in rows]
     header = [name for name in body[0] if any(cells[name] != "-" for cells in body)]
-    sample = study.plan.sample
-    tokens = sample.sequences * sample.tokens
-    lines = [headline(study), "", *console.table(header, [[cells[name] for name in header] for cells in body]), ""]
-    lines.append(
-        f"violation: tokens of the fullest expert over the mean, less 1, mean over layers and the last {LAST} steps"
-    )
+    table = console.table(header, [[cells[name] for name in header] for cells in body])
+    return [headline(study), "", *table, "", *notes(study)]
+
+
+def notes(study: Study) -> list[str]:
+    """What the table's columns mean, a line each."""
+    tokens = study.plan.sample.sequences * study.plan.sample.tokens
+    lines = [
+        f"violation: tokens of the fullest expert over the mean, less 1, mean over layers and the last {LAST} steps",
+        "GPU load: tokens of the fullest GPU over the mean, for one micro-batch; it sets the experts' pace",
+    ]
     if study.plan.steps > 1:
-        lines[-1] += f"; drawing {tokens:,} tokens a step alone gives about {study.sampling:.2f}"
-    lines.append("GPU load: tokens of the fullest GPU over the mean, for one micro-batch; it sets the experts' pace")
+        lines[0] += f"; drawing {tokens:,} tokens a step alone gives about {study.sampling:.2f}"
     if study.balanced_s is not None:
         lines.append(
             "NIC load: the same of the NIC that sends or receives most; it sets the pace of dispatch and combine"
@@ -90,7 +100,8 @@ def write(study: Study, path: str | Path) -> None:
     elif end == ".html":
         document.write(f"Experts of {study.model}", parts(study), Path(path))
     else:
-        _write_picture(study, Path(path))
+        with atomic(Path(path)) as draft, picture.style():
+            picture.save(_draw(study), draft)
 
 
 def parts(study: Study) -> list[document.Part]:
@@ -100,14 +111,19 @@ def parts(study: Study) -> list[document.Part]:
     found: list[document.Part] = [
         document.Text(headline(study)),
         document.Table(names, [[each[name] for name in names] for each in cells]),
+        *map(document.Text, notes(study)),
     ]
     if study.plan.steps > 1:
         found.append(document.Text("Violation over steps: mean of the layers, and the worst layer (dotted)."))
         found.append(document.Chart(_lines(study)))
+    worst = max(float(outcome.history.violation.max()) for outcome in study.outcomes)
     for outcome in study.outcomes:
-        label = outcome.history.strategy
+        label, violation = outcome.history.strategy, outcome.history.violation
+        if study.plan.steps > 1:
+            found.append(document.Text(f"Violation of each layer over steps: {label}"))
+            found.append(document.Chart(_heat(violation.T, "step", "violation", worst, REDS)))
         found.append(document.Text(f"Load of each expert over the mean, for one micro-batch at the end: {label}"))
-        found.append(document.Chart(_heat(_relative(outcome.loads))))
+        found.append(document.Chart(_heat(_relative(outcome.loads), "expert", "x mean", HEAVIEST, AROUND_MEAN)))
     return found
 
 
@@ -128,33 +144,30 @@ def _lines(study: Study) -> go.Figure:
         ):
             line = {"color": colour, "dash": dash, "width": 1.6 if dash == "solid" else 1.0}
             figure.add_scatter(y=values.tolist(), mode="lines", line=line, name=name, showlegend=dash == "solid")
-    if study.plan.steps > 1:
-        figure.add_hline(y=study.sampling, line={"color": "#999999", "width": 1}, annotation_text="sampling alone")
+    label = {"annotation_text": "sampling alone", "annotation_position": "top left"}
+    figure.add_hline(y=study.sampling, line={"color": "#999999", "width": 1}, **label)
     axes = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "violation"}, "rangemode": "tozero"}}
     figure.update_layout(**(document.LAYOUT | axes), height=320)
     return figure
 
 
-def _heat(relative: Floats) -> go.Figure:
+def _heat(values: Floats, across: str, unit: str, most: float, colours: list[Any]) -> go.Figure:
+    """(layers, columns) values as colours, from 0 to `most` or more."""
     import plotly.graph_objects as go
 
     figure = go.Figure(
         go.Heatmap(
-            z=np.round(relative, 2).tolist(), zmin=0, zmax=HEAVIEST, zmid=1.0, colorscale=_scale(),
-            colorbar={"title": {"text": "x mean"}}, hovertemplate="layer %{y}, expert %{x}: %{z} x mean<extra></extra>",
+            z=np.round(values, 2).tolist(), zmin=0, zmax=most, colorscale=colours,
+            colorbar={"title": {"text": unit}},
+            hovertemplate=f"layer %{{y}}, {across} %{{x}}: %{{z}} {unit}<extra></extra>",
         )
     )  # fmt: skip
-    axes = {"xaxis": {"title": {"text": "expert"}}, "yaxis": {"title": {"text": "layer"}, "autorange": "reversed"}}
-    figure.update_layout(**(document.LAYOUT | axes), height=120 + 4 * len(relative))
+    axes = {"xaxis": {"title": {"text": across}}, "yaxis": {"title": {"text": "layer"}, "autorange": "reversed"}}
+    figure.update_layout(**(document.LAYOUT | axes), height=120 + 4 * len(values))
     return figure
 
 
-def _scale() -> list[list[Any]]:
-    """Blue below the mean, white at it, red above: apart under the common kinds of colour blindness."""
-    return [[0.0, "#2166AC"], [1 / HEAVIEST, "#F7F7F7"], [1.0, "#B2182B"]]
-
-
-def _write_picture(study: Study, path: Path) -> None:
+def _draw(study: Study) -> Figure:
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
@@ -166,10 +179,11 @@ def _write_picture(study: Study, path: Path) -> None:
         axes[0].plot(mean, color=colour, label=outcome.history.strategy)
         axes[0].plot(worst, color=colour, linestyle=":", linewidth=0.8)
     axes[0].axhline(study.sampling, color="#999999", linewidth=0.8)
-    axes[0].set(xlabel="step", ylabel="violation", ylim=(0, None), xlim=(0, None))
-    axes[0].legend(ncols=5, frameon=False, loc="upper right")
+    axes[0].set(xlabel="step (dotted: the worst layer; grey: sampling alone)", ylabel="violation", ylim=(0, None))
+    axes[0].margins(x=0)
+    axes[0].legend(ncols=5, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), fontsize=9)
     axes[0].set_title(headline(study), loc="left", fontsize=9, color=palette.INK)
-    colours = LinearSegmentedColormap.from_list("load", [(at, colour) for at, colour in _scale()])
+    colours = LinearSegmentedColormap.from_list("load", [(at, colour) for at, colour in AROUND_MEAN])
     for axis, outcome in zip(axes[1:], study.outcomes, strict=True):
         relative = _relative(outcome.loads)
         image = axis.imshow(relative, aspect="auto", cmap=colours, vmin=0, vmax=HEAVIEST, interpolation="nearest")
@@ -177,13 +191,7 @@ def _write_picture(study: Study, path: Path) -> None:
         axis.set_title(outcome.history.strategy, loc="left", fontsize=9)
     axes[-1].set_xlabel("expert")
     figure.colorbar(image, ax=list(axes[1:]), label="load over the mean", shrink=0.8)
-    with atomic(path) as draft:
-        figure.savefig(draft, format=path.suffix[1:].lower(), metadata=_dateless(path))
-
-
-def _dateless(path: Path) -> dict[str, None]:
-    """So that the same study gives the same bytes."""
-    return {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
+    return figure
 
 
 def _write_table(study: Study, path: Path) -> None:
