@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +43,13 @@ def text(study: Study) -> list[str]:
 def notes(study: Study) -> list[str]:
     """What the table's columns mean, a line each."""
     tokens = study.plan.sample.sequences * study.plan.sample.tokens
+    several = study.plan.steps > 1
+    over = f"layers and the last {LAST} steps" if several else "layers"
     lines = [
-        f"violation: tokens of the fullest expert over the mean, less 1, mean over layers and the last {LAST} steps",
+        f"violation: tokens of the fullest expert over the mean, less 1, mean over {over}",
         "GPU load: tokens of the fullest GPU over the mean, for one micro-batch; it sets the experts' pace",
     ]
-    if study.plan.steps > 1:
+    if several:
         lines[0] += f"; drawing {tokens:,} tokens a step alone gives about {study.sampling:.2f}"
     if study.balanced_s is not None:
         lines.append(
@@ -68,10 +69,11 @@ def headline(study: Study) -> str:
     """What was run, in a sentence."""
     router, placing = study.router, study.placing
     limit = f" in {router.limit} of {router.groups} groups" if router.limit < router.groups else ""
-    more = f", {placing.redundant} of them twice" if placing.redundant else ""
+    more = f", {placing.redundant} redundant experts a layer" if placing.redundant else ""
+    steps = f"{study.plan.steps} step" + ("s" if study.plan.steps > 1 else "")
     return (
         f"{study.model}: {study.layers} layers of {router.experts} experts, {router.topk} a token{limit}; "
-        f"{placing.way} on {placing.ep} GPUs{more}; {study.plan.steps} steps"
+        f"{placing.way} on {placing.ep} GPUs{more}; {steps}"
     )
 
 
@@ -168,30 +170,37 @@ def _heat(values: Floats, across: str, unit: str, most: float, colours: list[Any
 
 
 def _draw(study: Study) -> Figure:
+    """Violation over steps, where there are some, and a heat map of each strategy."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
-    rows = len(study.outcomes)
-    figure = Figure(figsize=(11, 2.4 + 2.0 * rows), dpi=130, layout="constrained")
-    axes: Sequence[Any] = figure.subplots(rows + 1, 1, height_ratios=[1.3] + [1] * rows)
-    for outcome, colour in zip(study.outcomes, COLOURS, strict=False):
-        mean, worst = outcome.history.violation.mean(1), outcome.history.violation.max(1)
-        axes[0].plot(mean, color=colour, label=outcome.history.strategy)
-        axes[0].plot(worst, color=colour, linestyle=":", linewidth=0.8)
-    axes[0].axhline(study.sampling, color="#999999", linewidth=0.8)
-    axes[0].set(xlabel="step (dotted: the worst layer; grey: sampling alone)", ylabel="violation", ylim=(0, None))
-    axes[0].margins(x=0)
-    axes[0].legend(ncols=5, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), fontsize=9)
-    axes[0].set_title(headline(study), loc="left", fontsize=9, color=palette.INK)
+    rows, curves = len(study.outcomes), int(study.plan.steps > 1)
+    figure = Figure(figsize=(11, 0.6 + 1.8 * curves + 2.0 * rows), dpi=130, layout="constrained")
+    ratios = [1.3] * curves + [1.0] * rows
+    axes: Any = figure.subplots(rows + curves, 1, height_ratios=ratios, squeeze=False)[:, 0]
+    figure.suptitle(headline(study), x=0.01, ha="left", fontsize=9, color=palette.INK)
+    if curves:
+        _draw_lines(axes[0], study)
     colours = LinearSegmentedColormap.from_list("load", [(at, colour) for at, colour in AROUND_MEAN])
-    for axis, outcome in zip(axes[1:], study.outcomes, strict=True):
+    for axis, outcome in zip(axes[curves:], study.outcomes, strict=True):
         relative = _relative(outcome.loads)
         image = axis.imshow(relative, aspect="auto", cmap=colours, vmin=0, vmax=HEAVIEST, interpolation="nearest")
         axis.set(ylabel="layer", title="")
         axis.set_title(outcome.history.strategy, loc="left", fontsize=9)
     axes[-1].set_xlabel("expert")
-    figure.colorbar(image, ax=list(axes[1:]), label="load over the mean", shrink=0.8)
+    figure.colorbar(image, ax=list(axes[curves:]), label="load over the mean", shrink=0.8)
     return figure
+
+
+def _draw_lines(axis: Any, study: Study) -> None:
+    for outcome, colour in zip(study.outcomes, COLOURS, strict=False):
+        mean, worst = outcome.history.violation.mean(1), outcome.history.violation.max(1)
+        axis.plot(mean, color=colour, label=outcome.history.strategy)
+        axis.plot(worst, color=colour, linestyle=":", linewidth=0.8)
+    axis.axhline(study.sampling, color="#999999", linewidth=0.8)
+    axis.set(xlabel="step (dotted: the worst layer; grey: sampling alone)", ylabel="violation", ylim=(0, None))
+    axis.margins(x=0)
+    axis.legend(ncols=5, loc="lower right", bbox_to_anchor=(1, 1), fontsize=9)
 
 
 def _write_table(study: Study, path: Path) -> None:
