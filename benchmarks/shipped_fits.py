@@ -1,10 +1,10 @@
-"""The fits that come with simpipe: curves of A100 and H100 from the published timings in ../shared/measured.
+"""The fits that come with simpipe: curves of A100, H100 and B200 from the published timings in ../shared/measured.
 
     python benchmarks/shipped_fits.py [PATTERN]
 
-Prints the tables of hardware_profiles/a100.toml and h100.toml that hold fits, or those whose key has PATTERN in it:
-each fitted to half of its timings, the error of the other half in its source. Files are read as they are published:
-ai-dynamo/aiconfigurator @095f58a (GEMM, attention, NCCL).
+Prints the tables of hardware_profiles/a100.toml, h100.toml and b200.toml that hold fits, or those whose key has PATTERN
+in it: each fitted to half of its timings, the error of the other half in its source. Files are read as they are
+published: ai-dynamo/aiconfigurator @095f58a (GEMM, attention, NCCL), MooreThreads/SimuMax (operators of a B200).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from simpipe.simulator.calibration import curves, fitting, writing
-from simpipe.simulator.calibration.curves import Curve
+from simpipe.simulator.calibration.curves import Curve, Problem
 from simpipe.simulator.calibration.fitting import Parameter
 from simpipe.simulator.calibration.readers.nccl_tests import PROGRAMS
-from simpipe.simulator.calibration.timings import SHAPES, Timings, checked
+from simpipe.simulator.calibration.timings import SHAPES, Timings, checked, write_shape
 from simpipe.simulator.costs.cluster import Cluster, load_cluster
 
 MEASURED = Path(__file__).parents[2] / "shared" / "measured"
@@ -81,10 +81,11 @@ def fit_attention(cluster: Cluster) -> Curve:
     table = table[whole.work >= LEAST].reset_index(drop=True)
     problem = curves._PROBLEMS["attention_forward"](cluster, "attention_forward", "bf16", table)
     rows = table["bytes"].to_numpy(float)
-    chosen = {"memory_efficiency": 0.8, "sharpness": 2.0}
-    known = [p._replace(start=chosen[p.name], width=1e-3) if p.name in chosen else p for p in problem.parameters]
     both = problem._replace(
-        parameters=[*known, Parameter("cache", 1e-12, 1e-15, 1e-8, 3.0)],
+        parameters=[
+            *chosen_parameters(problem, memory_efficiency=0.8, sharpness=2.0),
+            Parameter("cache", 1e-12, 1e-15, 1e-8, 3.0),
+        ],
         seconds=lambda values, chosen: problem.seconds(values[:-1], chosen) + values[-1] * rows[chosen],
     )
     found = curves._fitted("attention_forward", "bf16", both, table)
@@ -92,11 +93,67 @@ def fit_attention(cluster: Cluster) -> Curve:
     return found._replace(problem=problem, fit=kept)
 
 
+def chosen_parameters(problem: Problem, **chosen: float) -> list[Parameter]:
+    """Those of a problem, some of them as good as fixed."""
+    return [p._replace(start=chosen[p.name], width=1e-3) if p.name in chosen else p for p in problem.parameters]
+
+
+B200_PRODUCTS = {"fwd": ("M", "N", "K"), "bwd_grad_act": ("M", "K", "N"), "bwd_grad_w": ("N", "K", "M")}
+"""A grouped product's rows, columns and inner size, by its stage, from those of its forward."""
+
+B200_CHOSEN = {
+    "gemm": {"floor": 3e-6},
+    "grouped_gemm": {"floor": 3e-6},
+    "attention_forward": {"head_half": 38.4, "memory_efficiency": 0.5, "sharpness": 2.0},
+    "attention_backward": {"head_half": 38.4, "memory_efficiency": 0.5, "sharpness": 2.0},
+}
+"""What 686 large kernels, attentions of few head dimensions among them, do not tell."""
+
+
+def b200() -> Timings:
+    """SimuMax's efficiencies as seconds: shares of the peak, attention's over all pairs though it is causal. A product
+    that accumulates reads and writes fp32."""
+    table = pd.read_csv(MEASURED / "simumax_op_efficiency_b200_bf16_ceperm.csv")
+    rows = [_b200(op, dict(part.split("=") for part in text.split(", "))) for op, text in table[["op", "shape"]].values]
+    operators, shapes, flops = zip(*rows, strict=True)
+    seconds = np.array(flops) / (table["efficiency"] * table["peak_tflops"] * 1e12)
+    source = "MooreThreads/SimuMax, b200_bf16_ceperm.json"
+    return timings(table, operator=operators, shape=shapes, format="bf16", seconds=seconds.to_numpy(), source=source)
+
+
+def _b200(op: str, said: dict[str, str]) -> tuple[str, str, float]:
+    """Operator, shape and FLOP that are counted."""
+    if op in ("matmul", "group_matmul"):
+        groups, sizes = (int(said["ng"]), B200_PRODUCTS[said["stage"]]) if op == "group_matmul" else (1, "mnk")
+        m, n, k = (int(said[size]) for size in sizes)
+        more = {"groups": groups} if op == "group_matmul" else {}
+        shape = write_shape(m=m * groups, n=n, k=k, **more, output_bytes=8 if said["accumulate"] == "True" else 2)
+        return ("grouped_gemm" if more else "gemm"), shape, 2.0 * groups * m * n * k
+    names = ("batch", "head_num", "kv_head_num", "seq_len", "seq_len", "qk_head_dim", "v_head_dim")
+    batch, heads, _, queries, keys, head, value = values = [int(said[name]) for name in names]
+    shape = write_shape(**dict(zip(SHAPES["attention_forward"], (*values, 1), strict=True)))
+    flop = 2.0 * batch * heads * queries * keys * (head + value)
+    return ("attention_forward", shape, flop) if op == "sdp_fwd" else ("attention_backward", shape, 2.5 * flop)
+
+
+def fit_b200(cluster: Cluster) -> list[Curve]:
+    table, found = b200().table, []
+    for operator, chosen in B200_CHOSEN.items():
+        part = table[table["operator"] == operator].reset_index(drop=True)
+        problem = curves._PROBLEMS[operator](cluster, operator, "bf16", part)
+        problem = problem._replace(parameters=chosen_parameters(problem, **chosen))
+        found.append(curves._fitted(operator, "bf16", problem, part))
+    return found
+
+
 def main() -> None:
     pattern = sys.argv[1] if len(sys.argv) > 1 else ""
-    for machine in ("a100", "h100"):
+    for machine in ("a100", "h100", "b200"):
         cluster = load_cluster(machine)
-        found = [*curves.fit(gemm(machine), cluster), *curves.fit(collectives(machine), cluster)]
+        if machine == "b200":
+            found = fit_b200(cluster)
+        else:
+            found = [*curves.fit(gemm(machine), cluster), *curves.fit(collectives(machine), cluster)]
         if machine == "h100":
             found.append(fit_attention(cluster))
         chosen = [curve for curve in found if pattern in curve.problem.key]
