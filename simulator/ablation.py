@@ -80,11 +80,18 @@ def table(scenario: Scenario, balance: study.Study | None, told: Told = lambda r
     for switched in _switched(whole):
         told(f"without {switched.off}")
         rows.append(_row(switched))
-    for outcome in balance.outcomes if balance else ():
+    return rows + (_unbalanced(balance) if balance else [])
+
+
+def _unbalanced(balance: study.Study) -> list[Row]:
+    """A row for each strategy's loads; a note on the first."""
+    rows: list[Row] = []
+    for outcome in balance.outcomes:
         name, step = outcome.history.strategy, outcome.step_time_s
         if step is not None:
             left = "nothing balances" if name == "none" else f"as {name} leaves it"
-            rows.append(Row(BALANCE, left, "layer_imbalance: of the study", step, None, True))
+            note = "" if rows else f"affinities are assumed: {_listed(Affinities()._asdict())} (simpipe moe)"
+            rows.append(Row(BALANCE, left, "layer_imbalance: of the study", step, None, True, note))
     return rows
 
 
@@ -93,8 +100,7 @@ def _switched(scenario: Scenario) -> Iterator[Switched]:
     parallel, model = scenario.parallel, scenario.load().model
 
     def without(off: str, instead: str, **keys: Any) -> Switched:
-        changed = ", ".join(f"{key}: {_text(value)}" for key, value in keys.items())
-        return Switched(off, instead, changed, case.modelled(scenario.with_(**keys)))
+        return Switched(off, instead, _listed(keys), case.modelled(scenario.with_(**keys)))
 
     program = case.modelled(scenario).program
     if len(program.kind) > program.slots or parallel.overlap == "within-slot":
@@ -137,8 +143,8 @@ def _owed(scenario: Scenario) -> str:
     return f"{costs:+.1%} if it were not for what is assumed, {assumed}"
 
 
-def _text(value: Any) -> str:
-    return "none" if value == [] else str(value)
+def _listed(keys: dict[str, Any]) -> str:
+    return ", ".join(f"{key}: {'none' if value == [] else value}" for key, value in keys.items())
 
 
 def _of(made: case.Case, **profiles: Any) -> case.Case:
