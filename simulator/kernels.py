@@ -44,6 +44,7 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+@functools.cache
 def announce(function: Any) -> None:
     """Say on stderr that a compiled function has no cache yet and its first call takes seconds."""
     name = function.py_func.__name__

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from simpipe.simulator import kernels
 from simpipe.simulator.costs.parallel import Load
 from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.kernels import Floats, Ints
@@ -94,6 +95,7 @@ def traffic(picked: Ints, placed: Placed, on_node: int) -> Traffic:
     rows = np.zeros(len(placed.expert), np.int64)
     to_rank = np.zeros((placed.ranks, placed.ranks), np.int64)
     to_node = np.zeros((placed.ranks, placed.ranks // on_node), np.int64)
+    kernels.announce(_visit)
     _visit(picked, start, order, on_node, rows, to_rank, to_node)
     loads = np.bincount(placed.expert, rows, len(start) - 1).astype(np.int64)
     return Traffic(loads, rows.reshape(placed.ranks, -1).astype(float), to_rank.astype(float), to_node.astype(float))

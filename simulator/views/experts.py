@@ -53,7 +53,8 @@ def notes(study: Study) -> list[str]:
         lines[0] += f"; drawing {tokens:,} tokens a step alone gives about {study.sampling:.2f}"
     if study.balanced_s is not None:
         lines.append(
-            "NIC load: the same of the NIC that sends or receives most; it sets the pace of dispatch and combine"
+            "NIC load, NVLink load: the same of what the one that carries most sends or receives; they set the pace of "
+            "dispatch and combine"
         )
         lines.append(f"a step with every GPU in balance takes {study.balanced_s:.3f} s")
     if study.redundant_bytes:
@@ -87,11 +88,17 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "micro-batch": f"{row['microbatch_violation']:.2f}",
         "GPU load": f"{row['gpu_imbalance']:.3f}",
         "worst": f"{row['gpu_imbalance_worst_layer']:.3f}",
-        "NIC load": "-" if seconds is None else f"{row['network_imbalance']:.3f}",
+        "NIC load": _link(row["network_imbalance"]),
+        "NVLink load": _link(row["nvlink_imbalance"]) if seconds is not None else "-",
         "popularity moved": f"{row['popularity_moved']:.0%} of skew" if row["popularity_moved"] else "-",
         "step": "-" if seconds is None else f"{seconds:.3f} s",
         "over balanced": "-" if cost is None else f"{cost:+.1%}",
     }
+
+
+def _link(load: float) -> str:
+    """Nothing where no link carries more than another: none of a group on one node leaves it by a NIC."""
+    return f"{load:.3f}" if load > 1 else "-"
 
 
 def write(study: Study, path: str | Path) -> None:
