@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, ClusterError, load_cluster
 from simpipe.simulator.costs.model import Model
 from simpipe.simulator.costs.model_files import load_model
-from simpipe.simulator.costs.parallel import RECOMPUTE, Parallel, Stage, stages
+from simpipe.simulator.costs.parallel import RECOMPUTE, Load, Parallel, Stage, stages
 from simpipe.simulator.errors import ParallelError, SimpipeError
 
 V3 = load_model("deepseek-v3")
@@ -360,6 +360,22 @@ def test_text_and_lists_are_read_alike() -> None:
     assert listed == Parallel.of(base | {"recompute": "swiglu,  norms", "layers": " 3,4 "})
     assert listed == one_gpu(recompute=frozenset({"norms", "swiglu"}), stage_layers=(3, 4))
     assert Parallel.of(base | {"recompute": "none"}) == Parallel.of(base | {"recompute": []}) == one_gpu()
+
+
+def test_a_load_is_a_number_or_one_of_each_link_and_expert() -> None:
+    assert Load.of(1.5) == (1.5, 1.5, (1.5,))
+    assert Load.of((1.1, 1.2, 0.5, 0.75)) == (1.1, 1.2, (0.5, 0.75))
+    assert Load.of((1.1, 1.2, 0.5, 0.75)).gpu == 1.25
+    even, uneven = one_gpu(layer_imbalance=(1.0, (1, 1, 0.5, 0.5))), one_gpu(layer_imbalance=(1.0, (1, 1.1, 0.5, 0.5)))
+    assert (even.balanced, uneven.balanced) == (True, False)
+
+
+def test_copies_of_an_expert_stay_where_its_group_does() -> None:
+    """DeepSeek-V3's 8 groups on 64 ranks: 8 of them each; Mixtral has no groups, and 12 ranks hold no whole ones."""
+    found = [one_gpu(ep=ep, gpus=ep, global_batch=ep).copies_over(experts) for ep, experts in (
+        (64, V3.experts), (12, V3.experts), (4, MIXTRAL.experts),
+    ) if experts]  # fmt: skip
+    assert found == [8, 12, 4]
 
 
 def test_precision_stands_for_three_formats_and_gives_way_to_each() -> None:
