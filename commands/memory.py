@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simpipe.commands.options import File, Hardware, Json, ModelName, Sets, number, print_json, scenario_of, told
+from simpipe.commands.options import File, Hardware, Json, ModelName, Sets, number, print_json, scenario_of, told, words
 from simpipe.simulator.errors import SimpipeError
 
 
@@ -19,7 +19,9 @@ def kv(
         int | None, number("GPUs that experts are spread over. Default: one expert a GPU, or one rack of NVLink.")
     ] = None,
     tp: Annotated[int, number("Tensor parallel size. Default: 1.")] = 1,
-    weights: Annotated[str, typer.Option(metavar="NAME", help="Format of weights: bf16, fp8 or fp8_block.")] = "fp8",
+    weights: Annotated[
+        str | None, words("Format of weights: bf16, fp8 or fp8_block. Default: fp8 where the machine has it.", "NAME")
+    ] = None,
     cache: Annotated[str, typer.Option(metavar="NAME", help="Format of the cache.")] = "bf16",
     json: Json = False,
 ) -> None:
@@ -33,7 +35,8 @@ def kv(
         raise SimpipeError("kv needs a model: give --model, as --model deepseek-v3")
     shape, machine = load_model(model), load_cluster("h800" if hardware is None else hardware)
     spread = inference.spread(shape, machine) if ep is None else ep
-    serving = inference.Serving(shape, machine, batch, context, spread, tp, weights, cache)
+    kept = inference.weights_of(machine) if weights is None else weights
+    serving = inference.Serving(shape, machine, batch, context, spread, tp, kept, cache)
     found = inference.caches(serving)
     print_json([each.to_dict() for each in found]) if json else print("\n".join(views.text(serving, found)))
 

@@ -76,7 +76,8 @@ def balance_of(scenario: Scenario, steps: int, seed: int, workers: int, told: To
 def table(scenario: Scenario, balance: study.Study | None, told: Told = lambda row: None) -> list[Row]:
     """The scenario, and each technique off. Raises SimpipeError."""
     whole = study.loaded(scenario)
-    rows = [_row(Switched("", "all on, GPUs in balance", "", case.modelled(whole)))]
+    together = "all on, GPUs in balance" if whole.load().model.experts else "all on"
+    rows = [_row(Switched("", together, "", case.modelled(whole)))]
     for switched in _switched(whole):
         told(f"without {switched.off}")
         rows.append(_row(switched))

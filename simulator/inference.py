@@ -110,6 +110,11 @@ def spread(model: Model, cluster: Cluster) -> int:
     return math.gcd(routed, 2 ** int(math.log2(domain))) if domain > cluster.node.gpus else routed
 
 
+def weights_of(cluster: Cluster) -> str:
+    """The format of weights where nothing says so: fp8 where the machine computes in it, else bf16."""
+    return "fp8" if "fp8" in cluster.gpu.peak else "bf16"
+
+
 def caches(serving: Serving) -> list[Cache]:
     """The model's own attention first, then the same heads with other ways to share keys and values."""
     return [_cache(replace(serving, model=model), name) for name, model in _variants(serving.model)]

@@ -126,7 +126,8 @@ def _kernels(scenario: Scenario, told: Progress) -> tuning.Landscape:
 
 def _serving(model: Model, hardware: str) -> inference.Serving:
     machine = load_cluster(hardware)
-    return inference.Serving(model, machine, SERVED, CONTEXT, ep=inference.spread(model, machine))
+    spread, weights = inference.spread(model, machine), inference.weights_of(machine)
+    return inference.Serving(model, machine, SERVED, CONTEXT, ep=spread, weights=weights)
 
 
 def _figures(costs: ModelledCosts, figures: case.Figures, found: Capacity) -> dict[str, float]:

@@ -22,6 +22,8 @@ from simpipe.simulator.planning import capacity, search
 from simpipe.simulator.planning.execution import Inline
 from simpipe.simulator.scenario import Scenario
 from simpipe.simulator.trace import Trace, simulate
+from simpipe.simulator.views import document
+from simpipe.simulator.views import report as views
 
 V3 = Path(__file__).parents[1] / "examples" / "deepseek_v3.yaml"
 SHORT = {"global_batch": 4096, "sequence": 1024}
@@ -217,6 +219,21 @@ def test_each_row_says_what_it_changes(switched: list[dict[str, Any]]) -> None:
                 row["off"] == "balance" or str(base.get(key)) != value or (row["off"], key) == ("dualpipe", "overlap")
             )
     assert sum(row["off"] == "balance" for row in switched) == 2
+
+
+def test_what_fits_nowhere_is_reported_all_the_same() -> None:
+    """On a machine without fp8, which decoding then does without."""
+    keys = {"model": "gpt3-175b", "hardware": "a100", "ranks": 8, "gpus": 8, "global_batch": 16}
+    found = report.make(Scenario.of(DENSE | keys), Inline())
+    assert found.figures.efficiency
+    assert not found.figures.efficiency.fits
+    assert found.capacity.outcome is None
+    assert "does not fit into memory" in found.capacity.missing
+    assert found.serving.weights == "bf16"
+    shown = views.text(found)
+    assert "Nothing was found" in shown[-1]
+    assert not any(line.startswith("place") for line in shown)
+    assert any(isinstance(part, document.Code) and part.text.startswith("simpipe plan") for part in views.parts(found))
 
 
 @pytest.mark.parametrize(

@@ -193,8 +193,9 @@ def describe(outcome: Outcome, turned: list[tuple[str, float, int]], about: Inte
 def counted(outcome: Outcome) -> str:
     """The counts as a sentence."""
     return (
-        f"{outcome.candidates} candidates: {len(outcome.found)} simulated, {outcome.bounded} slower by their bound, "
-        f"{outcome.too_large} too large by their parameters; {sum(outcome.pruned.values())} combinations cannot be"
+        f"{outcome.candidates} candidates: {outcome.bounded} slower by their bound, {outcome.too_large} too large by "
+        f"their parameters; {sum(outcome.pruned.values())} combinations cannot be; {len(outcome.found)} simulated, "
+        "those one change from the best among them"
     )
 
 

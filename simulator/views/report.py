@@ -64,7 +64,7 @@ def text(report: Report) -> list[str]:
         *ablation.text(report.ablation),
         "",
         capacity(report),
-        *console.table(SEARCHED, _searched(report), (0, 6)),
+        *(console.table(SEARCHED, rows, (0, 6)) if (rows := _searched(report)) else []),
         *_around(report),
     ]
 
@@ -84,7 +84,7 @@ def headline(report: Report) -> str:
 def capacity(report: Report) -> str:
     """What the whole training takes."""
     found = report.capacity.own
-    return f"{TRAINING_TOKENS / 1e12:g} T tokens at {found['tokens_per_s'] / 1e6:.2f} M a second take {_takes(found)}"
+    return f"{TRAINING_TOKENS / 1e12:g} T tokens at {found['tokens_per_s'] / 1e6:.3g} M a second take {_takes(found)}"
 
 
 def _takes(found: Row) -> str:
