@@ -49,23 +49,22 @@ class Traffic(NamedTuple):
 
     @property
     def network(self) -> Floats:
-        """(ranks,) tokens that a rank's NIC sends or receives, whichever is more: one for each other node, to and from
-        the ranks with its place there."""
+        """(2, ranks) tokens that a rank's NIC sends, and receives: one for each other node, to and from the ranks with
+        its place there."""
         ranks, nodes = self.to_node.shape
         own, place = np.divmod(np.arange(ranks), ranks // nodes)
         across = np.where(own[:, None] == np.arange(nodes), 0.0, self.to_node)
-        received = _sums(across, place).T.reshape(-1)
-        return np.asarray(np.maximum(across.sum(1), received))
+        return np.stack([across.sum(1), _sums(across, place).T.reshape(-1)])
 
     @property
     def nvlink(self) -> Floats:
-        """(ranks,) tokens that a rank's NVLink sends or receives, whichever is more: the rank with the sender's place
-        on a node forwards them to each of the others there that has experts of them."""
+        """(2, ranks) tokens that a rank's NVLink sends, and receives: the rank with the sender's place on a node
+        forwards them to each of the others there that has experts of them."""
         ranks, nodes = self.to_node.shape
         place = np.arange(ranks) % (ranks // nodes)
         by_place = np.where(np.arange(ranks // nodes)[:, None] == place, 0.0, _sums(self.to_rank, place))
         sent = by_place.reshape(-1, nodes, ranks // nodes).sum(2).T.reshape(-1)
-        return np.asarray(np.maximum(sent, by_place.sum(0)))
+        return np.stack([sent, by_place.sum(0)])
 
     @property
     def imbalance(self) -> Load:
