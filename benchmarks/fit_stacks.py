@@ -56,7 +56,7 @@ FITS = {
         "megatron-core",
         "b200",
         ("simumax-b200",),
-        {"gpu.sustained": 0.9, "host.sync": 1e-3, "host.step": 10e-3},
+        {"gpu.sustained": 0.9, "host.launch": 40e-6, "host.sync": 0.5e-3, "host.step": 10e-3},
     ),
     "gb200": Fit("nemo", "gb200-nvl72", ("dgxc",), {"gpu.sustained": 0.8}),
     "h100-500w": Fit("torchtitan-compiled", "machines/h100-500w.toml", ("torchtitan",), {"gpu.sustained": 0.9}),

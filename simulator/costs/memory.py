@@ -576,9 +576,12 @@ def _dropped(layer: Layer, parallel: Parallel, kernels: Kernels) -> float:
 
 
 def _working(layer: Layer, model: Model, parallel: Parallel, kernels: Kernels) -> float:
-    """Gradients of a half's input and output, and of both sides of its attention core or activation function."""
+    """Gradients of a half's input and output, and of both sides of its attention core or activation function; with
+    sequence parallelism a half's input once more as gathered, and its gradient before it is scattered."""
     residual = HIDDEN_BYTES * model.hidden * _rows(parallel, "sequence")
-    return 2 * residual + max(_inner_gradients(operation, parallel, kernels) for operation in layer.operations)
+    whole = HIDDEN_BYTES * model.hidden * parallel.tokens / parallel.cp
+    gathered = 2 * whole if parallel.tp > 1 and parallel.sequence_parallel else 0.0
+    return 2 * residual + gathered + max(_inner_gradients(operation, parallel, kernels) for operation in layer.operations)
 
 
 def _inner_gradients(operation: Operation, parallel: Parallel, kernels: Kernels) -> float:

@@ -68,7 +68,8 @@ def _linear_forward(share: TimedShare, linear: Linear, phase: str) -> Iterator[S
     works = []
     if share.casts(linear) and not share.stack.fused_casts:
         if linear.name not in FUSED_CAST and not share.arrives(linear, "experts.up"):
-            works.append(share.moved(3.0 * rows * fan_in))
+            own = share.own if share.gathers_fp8(linear, "forward") else rows
+            works.append(share.moved(3.0 * own * fan_in))
         if linear.copies > 1:
             works.append(share.moved(2.0 * len(shapes) * fan_in * fan_out))
     works.append(share.products(linear, [(m, n, k) for m, k, n in shapes]))
@@ -84,13 +85,14 @@ def _linear_forward(share: TimedShare, linear: Linear, phase: str) -> Iterator[S
 def _linear_input(share: TimedShare, linear: Linear, phase: str) -> Iterator[Step]:
     shapes = share.shapes(linear)
     rows, fan_in, fan_out = _summed(shapes)
+    made = share.own if share.gathers_fp8(linear, "input") else rows
     grown, taken = 3.0 * rows * fan_out, 3.0 * rows * fan_in
     before, after = [], []
     if share.casts(linear) and share.stack.fused_casts:
         before.append(share.moved(4.0 * rows * fan_out))
     elif share.casts(linear):
         if not share.arrives(linear, "experts.down"):
-            before.append(share.moved(grown))
+            before.append(share.moved(3.0 * made * fan_out))
             after.append(share.moved(grown))
         if not share.arrives(linear, "experts.up"):
             after.append(share.moved(taken))
@@ -131,12 +133,11 @@ def _summed(shapes: Sequence[Shape]) -> Shape:
 
 
 def _gather(share: TimedShare, linear: Linear, phase: str, of: str) -> Iterator[Step]:
-    """Before a product that needs all tokens, where each GPU has some. Experts keep what they gathered."""
-    expert = linear.copies > 1
-    closing = linear.name in ROW_PARALLEL
-    needed = ("input",) if closing else ("forward",) if expert else ("forward", "weight")
-    if of in needed and (expert or share.parallel.sequence_parallel):
-        yield from _tensor(share, linear, phase, "gather", linear.fan_out if closing else linear.fan_in)
+    """Before a product that needs all tokens."""
+    if share.gathers(linear, of):
+        element = BYTES_PER_ELEMENT["fp8"] if share.gathers_fp8(linear, of) else 2.0
+        width = linear.fan_out if linear.name in ROW_PARALLEL else linear.fan_in
+        yield from _tensor(share, linear, phase, "gather", element * width)
 
 
 def _reduce(share: TimedShare, linear: Linear, phase: str, of: str) -> Iterator[Step]:
@@ -144,15 +145,14 @@ def _reduce(share: TimedShare, linear: Linear, phase: str, of: str) -> Iterator[
     closing = linear.name in ROW_PARALLEL
     if of == ("forward" if closing else "input"):
         kind = "scatter" if linear.copies > 1 or share.parallel.sequence_parallel else "reduce"
-        yield from _tensor(share, linear, phase, kind, linear.fan_out if closing else linear.fan_in)
+        yield from _tensor(share, linear, phase, kind, 2.0 * (linear.fan_out if closing else linear.fan_in))
 
 
-def _tensor(share: TimedShare, linear: Linear, phase: str, kind: str, width: int) -> Iterator[Step]:
-    expert = linear.copies > 1
-    size = share.parallel.etp if expert else share.parallel.tp
+def _tensor(share: TimedShare, linear: Linear, phase: str, kind: str, token_bytes: float) -> Iterator[Step]:
+    size = share.split(linear)
     if size > 1 and linear.name not in WHOLE:
-        rows = sum(share.expert_rows()) if expert else share.tokens
-        yield _collective(share, kind, linear.name, phase, 2.0 * rows * width, size)
+        rows = sum(share.expert_rows()) if linear.copies > 1 else share.tokens
+        yield _collective(share, kind, linear.name, phase, rows * token_bytes, size)
 
 
 def _collective(share: TimedShare, kind: str, name: str, phase: str, size: float, ranks: int, apart: int = 1) -> Step:

@@ -201,6 +201,24 @@ class TimedShare(Share):
     def casts(self, linear: Linear) -> bool:
         return self.fp8 and linear.name not in ("router", "head")
 
+    def gathers(self, linear: Linear, of: str) -> bool:
+        """Whether a product's pass `of` needs all tokens, where each GPU has some. Experts keep what they gathered."""
+        expert = linear.copies > 1
+        if linear.name in ROW_PARALLEL:
+            needed: tuple[str, ...] = ("input",)
+        else:
+            needed = ("forward",) if expert or self.stack.keeps_gathered else ("forward", "weight")
+        split = expert or (self.parallel.sequence_parallel and linear.name not in WHOLE)
+        return of in needed and split and self.split(linear) > 1
+
+    def split(self, linear: Linear) -> int:
+        """GPUs that a product's tokens are gathered from."""
+        return self.parallel.etp if linear.copies > 1 else self.parallel.tp
+
+    def gathers_fp8(self, linear: Linear, of: str) -> bool:
+        """Whether each GPU casts its own tokens, and casts are gathered."""
+        return self.stack.fp8_gathers and self.casts(linear) and linear.copies == 1 and self.gathers(linear, of)
+
     def drops(self, linear: Linear) -> bool:
         return self.stack.dropout and linear.name in DROPPED
 

@@ -92,8 +92,10 @@ class Stack:
     in fp8 too, by row and by column, and weights are cast and turned once a step. fused_accumulation: products of
     weight gradients add to the gradient themselves. optimizer_bytes: moved for each parameter besides Adam's own reads
     and writes (casts, unscaling, norm, clipping, copies). scattered_messages: the tensor-parallel GPUs of a stage each
-    send a part. expert_copies: tokens travel once for each expert by a plain all-to-all, permuted before and behind it,
-    not once for each GPU and node.
+    send a part. fp8_gathers: what a product in fp8 needs of other GPUs is cast first.
+    keeps_gathered: what sequence parallelism gathers for a product is kept for its weight gradient. expert_copies:
+    tokens travel once for each expert by a plain all-to-all, permuted before and behind it, not once for each GPU and
+    node.
     """
 
     name: str
@@ -111,6 +113,8 @@ class Stack:
     fused_casts: Flag
     optimizer_bytes: Amount
     scattered_messages: Flag
+    fp8_gathers: Flag
+    keeps_gathered: Flag
     expert_copies: Flag
     host: Host
 
