@@ -581,7 +581,8 @@ def _working(layer: Layer, model: Model, parallel: Parallel, kernels: Kernels) -
     residual = HIDDEN_BYTES * model.hidden * _rows(parallel, "sequence")
     whole = HIDDEN_BYTES * model.hidden * parallel.tokens / parallel.cp
     gathered = 2 * whole if parallel.tp > 1 and parallel.sequence_parallel else 0.0
-    return 2 * residual + gathered + max(_inner_gradients(operation, parallel, kernels) for operation in layer.operations)
+    inner = max(_inner_gradients(operation, parallel, kernels) for operation in layer.operations)
+    return 2 * residual + gathered + inner
 
 
 def _inner_gradients(operation: Operation, parallel: Parallel, kernels: Kernels) -> float:
