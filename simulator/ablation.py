@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from simpipe.simulator import case, tuning
 from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.costs.parallel import SPREADS
 from simpipe.simulator.efficiency import efficiency
 from simpipe.simulator.experts import study
 from simpipe.simulator.experts.balance import Affinities, Sample
@@ -108,8 +109,8 @@ def _switched(scenario: Scenario) -> Iterator[Switched]:
         yield without("overlap", "F and B of a slot one after the other, as chains", overlap="serial")
     if program.name != PLAIN and scenario.chunks is None:
         plain: dict[str, Any] = {"schedule": PLAIN}
-        if program.stages != program.ranks:
-            plain["layers"] = "even"
+        if program.stages != program.ranks and scenario.to_dict()["layers"] not in SPREADS:
+            plain["layers"] = "balanced"  # a list is of as many stages as the scenario's schedule has
         yield without(program.name, f"{PLAIN}, overlapped within its slots", **plain, overlap="within-slot")
         yield without(program.name, f"{PLAIN}, its slots as chains", **plain, overlap="none")
     experts = model.experts

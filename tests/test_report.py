@@ -255,9 +255,14 @@ def test_bad_input_is_one_sentence(arguments: tuple[str, ...], sentence: str) ->
 
 @pytest.mark.parametrize("schedule", ["zb-v", "interleaved-1f1b:chunks=2", "1f1b"])
 def test_any_schedule_can_be_switched_off(schedule: str) -> None:
-    """One with more stages than ranks gives its layers' layout up; 1F1B is what others are switched off for."""
+    """A list of more stages than ranks is given up; 1F1B is what others are switched off for."""
     keys = {"ranks": 4, "gpus": 8, "global_batch": 16, "sequence": 1024, "recompute": ["norms"]}
     scenario = Scenario.of({"model": "llama3-8b", "hardware": "h100", "schedule": schedule} | keys)
     assert ablation.balance_of(scenario, 1, 0, 1, lambda part: None) is None
-    offs = [row.off for row in ablation.table(scenario, None)]
+    rows = ablation.table(scenario, None)
+    offs = [row.off for row in rows]
     assert offs == ["", *[schedule.partition(":")[0]] * (2 * (schedule != "1f1b")), "recomputation"]
+    assert not any("layers" in row.changed for row in rows)
+    if schedule == "zb-v":
+        uneven = scenario.with_(layers=[3, 4, 4, 5, 4, 4, 4, 4])
+        assert "layers: balanced" in ablation.table(uneven, None)[1].changed
