@@ -21,8 +21,9 @@ from simpipe.simulator.costs.cluster import load_cluster
 from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import Parallel
+from simpipe.simulator.planning import evaluation
 from simpipe.simulator.trace import Trace
-from simpipe.simulator.views import detail, html, palette
+from simpipe.simulator.views import detail, html, palette, results
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright, of the extra `test`, is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -746,3 +747,43 @@ class TestAccess:
             assert f"{rank.busy:.6g}" in row.inner_text().split("\t")
         assert opened.page.get_attribute("#stage", "tabindex") == "0"
         assert opened.page.get_attribute("#told", "aria-live") == "polite"
+
+
+# Pages of many results.
+
+
+def test_results_are_sorted_filtered_and_drawn_on_a_click(opened: Opened, folder: Path) -> None:
+    base = {
+        "model": "layers=8,hidden=2048,heads=16,ffn=8192,vocab=32000", "hardware": "h100", "schedule": "1f1b",
+        "gpus": 8, "global_batch": 64, "sequence": 2048,
+    }  # fmt: skip
+    rows = [base | {"ranks": ranks, "microbatch_size": size} for ranks in (2, 4) for size in (1, 2, 8)]
+    rows += [base | {"ranks": 2, "microbatch_size": 16, "sequence": 65536, "note": HOSTILE}, base | {"ranks": 3}]
+    rows = [row | evaluation.evaluated(row) for row in rows]
+    assert [row["status"][:8] for row in rows[-2:]] == ["rank 1 d", "gpus = 8"]
+    results.write(rows, [*base, "ranks", "microbatch_size", "note"], "results", folder / "results.html")
+    page = opened.page
+    page.goto((folder / "results.html").as_uri())
+    lines = page.locator("tbody tr")
+
+    def column(name: str) -> list[str]:
+        heads = page.locator("th button").all_inner_texts()
+        return [str(text) for text in page.locator(f"td:nth-child({heads.index(name) + 1})").all_inner_texts()]
+
+    steps = [float(text) for text in column("step time s")[:-2]]
+    assert steps == sorted(steps)
+    assert column("status")[-2:] == [row["status"] for row in rows[-2:]]
+    page.locator("th button", has_text="peak memory gb").click()
+    memory = [float(text) for text in column("peak memory gb")[:-2]]
+    assert memory == sorted(memory)
+    page.get_by_label("filter ranks").fill("=4")
+    assert lines.count() == 3
+    page.get_by_label("filter ranks").fill("")
+    page.get_by_label("filter status").fill("ok")
+    assert lines.count() == 6
+    lines.first.click()
+    frame = page.frame_locator("#frame")
+    frame.locator("html[data-ready]").wait_for(state="attached")
+    frame.locator("#stage").press("n")  # the next bubble: what follows from it is drawn in the frame too
+    assert "bubble" in frame.locator("body").inner_text()
+    assert page.evaluate("window.hacked") is None

@@ -124,7 +124,8 @@ export class Timeline {
 
   changed(): void {
     const fragment = toFragment(this.view, this.first);
-    history.replaceState(null, "", fragment ? `#${fragment}` : location.pathname + location.search);
+    if (location.protocol !== "about:")  // within a page of results there is no address to restore the view from
+      history.replaceState(null, "", fragment ? `#${fragment}` : location.pathname + location.search);
     for (const follow of this.followers) follow();
     this.redraw();
   }

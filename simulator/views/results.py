@@ -22,8 +22,8 @@ from simpipe.simulator.views.html import page
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-TIMELINES = 8
-"""Rows of the front, and fastest ones, whose timelines a page keeps."""
+TIMELINES = 20
+"""Rows of the front, and of the fastest that fit, whose timelines a page keeps."""
 
 FIGURES = (
     "step_time_s", "tokens_per_s", "mfu", "bubble_rate", "exposed_communication_s", "peak_memory_gb",
@@ -99,6 +99,7 @@ def _write_page(rows: Sequence[Row], columns: Sequence[str], title: str, path: P
         "columns": shown,
         "rows": [[_cell(row.get(name)) for name in shown] for row in rows],
         "front": best,
+        "fits": [row.get("status") == "ok" for row in rows],
         "timelines": {str(number): page for number, page in timelines.items()},
     }
     template = (files(__package__) / "page" / "results.html").read_text("utf-8")
@@ -117,9 +118,10 @@ def _write_page(rows: Sequence[Row], columns: Sequence[str], title: str, path: P
 
 
 def _drawn(rows: Sequence[Row], best: Sequence[int]) -> list[int]:
-    """The rows whose timelines are kept: the first of the front, and the fastest."""
-    fastest = sorted((row["step_time_s"], number) for number, row in enumerate(rows) if row.get("step_time_s"))
-    return list(dict.fromkeys([*best[:TIMELINES], *(number for _, number in fastest[:TIMELINES])]))
+    """The rows whose timelines are kept: the first of the front, and the fastest, those that fit before others."""
+    timed = [(row["status"] != "ok", row["step_time_s"], n) for n, row in enumerate(rows) if row.get("step_time_s")]
+    fastest = [number for *_, number in sorted(timed)]
+    return list(dict.fromkeys([*best[:TIMELINES], *fastest[:TIMELINES]]))
 
 
 def _cell(value: Any) -> Any:
@@ -141,9 +143,9 @@ def figure(rows: Sequence[Row], best: Sequence[int]) -> go.Figure:
         colour = COLOURS[place % len(COLOURS)]
         memory, seconds, numbers = zip(*group.points, strict=True)
         chart.add_scatter(
-            x=memory, y=seconds, customdata=numbers, mode="markers", name=group.name,
+            x=memory, y=seconds, customdata=numbers, text=[n + 1 for n in numbers], mode="markers", name=group.name,
             marker={"size": 7, "color": colour, "opacity": 0.55},
-            hovertemplate="row %{customdata}: %{y:.4g} s, %{x:.1f} GB<extra></extra>",
+            hovertemplate="row %{text}: %{y:.4g} s, %{x:.1f} GB<extra></extra>",
         )  # fmt: skip
         chart.add_scatter(
             x=[x for x, _, _ in group.line], y=[y for _, y, _ in group.line], mode="lines", hoverinfo="skip",
