@@ -90,13 +90,27 @@ class Step(NamedTuple):
 def simulate(program: Program, costs: ModelledCosts) -> Step:
     """A step of modelled costs, a slot being one task where that is near the full run."""
     if costs.parallel.zero >= 2:
-        trace = run_in_full(program, costs)
-        return Step(trace, trace.exposed_communication)
+        return in_full(program, costs)
     slots = slot_costs(program, costs)
     graph = _graph(program, slots.plan(program))
     numbers = loads(graph, (slots,))
     start, end = engines.times(graph, numbers, "compiled")
     return Step(Trace(graph, numbers, 0, start[0], end[0]), slots.exposed_per_rank(program))
+
+
+def in_full(program: Program, costs: ModelledCosts) -> Step:
+    """A step with all operations of its slots."""
+    trace = run_in_full(program, costs)
+    return Step(trace, trace.exposed_communication)
+
+
+def least_seconds(program: Program, costs: ModelledCosts) -> float:
+    """What a step run in full takes at least: its slots alone with nothing to wait for but messages and each other, or
+    the collectives of a rank's data-parallel stream, one after another."""
+    slots = replace(slot_costs(program, costs), syncs={})
+    graph = _graph(program, slots.plan(program))
+    _, end = engines.times(graph, loads(graph, (slots,)), "compiled")
+    return float(max(end.max(), costs.sync_seconds(program).max()))
 
 
 def untimed(program: Program, costs: ModelledCosts) -> Trace:

@@ -145,6 +145,14 @@ def test_costs_by_hand_need_no_model() -> None:
     assert rate["cost_per_trillion_tokens_usd"] == pytest.approx(1e12 / 16 * 4 / 3600 * 9)
 
 
+def test_every_kind_of_memory_has_its_column() -> None:
+    row = DENSE | {"averages": "gpu", "zero": 3, "gpus": 8}
+    found = evaluation.figures(row)
+    kinds = sum(found.get(f"{kind}_gb", 0.0) for kind in evaluation.KINDS)
+    assert found["averages_gb"] > 0
+    assert kinds == pytest.approx(found["peak_memory_gb"])
+
+
 def test_without_a_price_costs_are_empty() -> None:
     found = evaluation.figures(DENSE)
     assert "cost_per_trillion_tokens_usd" not in found

@@ -247,9 +247,19 @@ class ModelledCosts:
         self.of_slots["passes"] = forward, inputs, weights
         return forward, inputs, weights
 
+    def sync_seconds(self, program: Program) -> Floats:
+        """(ranks,) of a rank's collectives outside slots, one after another with nothing beside them."""
+        seconds = np.zeros(program.ranks)
+        for sync, exchange in self.syncs(program):
+            if isinstance(exchange, Exchange):
+                seconds[list(sync.ranks)] += self._alone(self._transfer(exchange, self.parallel.communication_sms))
+        return seconds
+
     def _least_seconds(self, step: Step) -> float:
         """Of a step with nothing beside it."""
-        piece = self._piece(step)
+        return self._alone(self._piece(step))
+
+    def _alone(self, piece: Piece) -> float:
         rates = [weight / capacity for weight, capacity in zip(piece.weights, self._rank_capacities, strict=False)]
         return piece.latency + (piece.work * max(rates) if rates else piece.work)
 

@@ -14,10 +14,13 @@ from simpipe.simulator.planning import tables
 from simpipe.simulator.planning.evaluation import program, scenario_of
 from simpipe.simulator.planning.search import SIZES, Found, Outcome
 from simpipe.simulator.planning.tables import Row
+from simpipe.simulator.program import Program
 from simpipe.simulator.trace import simulate
 from simpipe.simulator.uncertainty import Interval
 
 RUNNERS_UP = 4
+
+Costed = tuple[Program, ModelledCosts]
 
 CHANGE = 1.1
 """What a knob is turned by, up for rates and down for times."""
@@ -38,13 +41,13 @@ def why(found: Found, best: Found) -> str:
     behind = found.result["step_time_s"] - best.result["step_time_s"]
     longer = sorted(((own[name] - least[name], name) for name in own), reverse=True)
     told = [f"{name} {seconds:+.3g} s" for seconds, name in longer if abs(seconds) >= 0.1 * abs(behind) and seconds]
-    return f"{behind:+.3g} s: " + ", ".join(told)
+    return f"{behind:.3g} s slower: " + ", ".join(told)
 
 
 def name_of(row: Row) -> str:
     """A candidate by what was chosen."""
     chosen = {key: row[key] for key in SIZES if row.get(key) is not None}
-    kept = tables.plain(chosen.pop("recompute", [])) or "none"
+    kept = _told(chosen.pop("recompute", []))
     return " ".join(
         [str(chosen.pop("schedule")), *(f"{key}={value}" for key, value in chosen.items()), f"recompute={kept}"]
     )
@@ -53,7 +56,11 @@ def name_of(row: Row) -> str:
 def change(row: Row, best: Row) -> str:
     """How a row differs from the best."""
     unlike = {key: row.get(key) for key in SIZES if row.get(key) != best.get(key)}
-    return ", ".join(f"{key} {tables.plain(value) or 'none'}" for key, value in unlike.items()) or "the best"
+    return ", ".join(f"{key} {_told(value)}" for key, value in unlike.items()) or "the best"
+
+
+def _told(value: Any) -> Any:
+    return "none" if value == [] else tables.plain(value)
 
 
 def table(outcome: Outcome) -> list[Row]:
@@ -64,10 +71,11 @@ def table(outcome: Outcome) -> list[Row]:
     order += [one for one in neighbours(outcome) if one not in order]
     rows = []
     for one in order:
-        chosen = {key: tables.plain(value) if value != [] else "none" for key, value in one.row.items()}
         place = ranked.index(one) + 1 if one in ranked else None
-        note = {"place": place, "on_front": id(one) in front, "why": "the best" if one is best else why(one, best)}
-        rows.append(note | chosen | one.result)
+        keys = dict.fromkeys([*(key for key in SIZES if key in one.row), *one.row])
+        chosen = {key: _told(one.row[key]) for key in keys}
+        note = {"why": "the best" if one is best else why(one, best)}
+        rows.append({"place": place, "on_front": id(one) in front} | chosen | note | one.result)
     return rows
 
 
@@ -104,17 +112,17 @@ def _more(links: Any) -> float:
 def sensitivity(some: list[Found]) -> list[tuple[str, float, int]]:
     """For each of KNOBS, and for experts loaded 10 % unevenly: by what share the best step then changes, and which of
     `some`, the best of which is first, is then the fastest. The largest change first."""
-    found = []
-    for name, turned in _turned(some):
-        steps = [_seconds(costs, order) for order, costs in turned]
-        share = steps[0] / some[0].result["step_time_s"] - 1
-        found.append((name, share, min(range(len(steps)), key=lambda number: (steps[number], number))))
+    made = [cases.modelled(scenario_of(one.row), program, slots.sharing) for one in some]
+    plain = [(case.program, case.costs) for case in made if isinstance(case.costs, ModelledCosts)]
+    now, found = [_seconds(costs, order) for order, costs in plain], []
+    for name, turned in _turned(plain):
+        shares = [_seconds(costs, order) / before for (order, costs), before in zip(turned, now, strict=True)]
+        steps = [share * one.result["step_time_s"] for share, one in zip(shares, some, strict=True)]
+        found.append((name, shares[0] - 1, min(range(len(steps)), key=lambda number: (steps[number], number))))
     return sorted(found, key=lambda one: -abs(one[1]))
 
 
-def _turned(some: list[Found]) -> Iterator[tuple[str, list[tuple[Any, ModelledCosts]]]]:
-    made = [cases.modelled(scenario_of(one.row), program, slots.sharing) for one in some]
-    plain = [(case.program, case.costs) for case in made if isinstance(case.costs, ModelledCosts)]
+def _turned(plain: list[Costed]) -> Iterator[tuple[str, list[Costed]]]:
     for name, turn in KNOBS.items():
         yield name, [(order, _fresh(costs, cluster=turn(costs.cluster))) for order, costs in plain]
     if plain[0][1].model.experts:
@@ -131,12 +139,12 @@ def _fresh(costs: ModelledCosts, **change: Any) -> ModelledCosts:
     return replace(costs, **change, of_slots={}, _known={})
 
 
-def _seconds(costs: ModelledCosts, order: Any) -> float:
+def _seconds(costs: ModelledCosts, order: Program) -> float:
     return slots.simulate(order, costs).trace.makespan
 
 
 def interval(best: Found) -> Interval | None:
-    """Of the step of the best, run in full, by how far off the fits of its machine's profile are; None without such."""
+    """Of the step of the best, by how far off the fits of its machine's profile are; None where those do not say."""
     case = cases.modelled(scenario_of(best.row), program, slots.sharing)
     assert isinstance(case.costs, ModelledCosts)
     if not uncertainty.is_known(case.costs):
@@ -149,9 +157,10 @@ def counts(outcome: Outcome) -> dict[str, Any]:
     """How many candidates there were, and what became of them."""
     return {
         "candidates": outcome.candidates,
-        "simulated": len(outcome.found),
+        "simulated": outcome.simulated,
         "slower_by_bound": outcome.bounded,
         "too_large": outcome.too_large,
+        "sharded": outcome.sharded,
         "pruned": dict(outcome.pruned),
     }
 
@@ -174,11 +183,11 @@ def describe(outcome: Outcome, turned: list[tuple[str, float, int]], about: Inte
     ranked, best = outcome.ranked, outcome.ranked[0]
     lines = [counted(outcome), "", _HEAD]
     lines += [_line(number, one, best) for number, one in enumerate(ranked[: 1 + RUNNERS_UP], 1)]
-    lines += ["", "Pareto front of step time, memory and GPUs:"]
+    lines += ["", "Pareto front of step time, memory and GPUs, of what was simulated:"]
     lines += [_line(None, one, best, name_of(one.row)) for one in outcome.front]
     lines += ["", "what one change makes of the best:"]
     lines += [_line(None, one, best, change(one.row, best.row)) for one in neighbours(outcome)]
-    lines += ["", f"what {CHANGE - 1:.0%} change of the best step:"]
+    lines += ["", f"what {CHANGE - 1:.0%} change of the best step, a task for each slot:"]
     for name, share, first in turned:
         other = "" if first == 0 else f"; then the best is {name_of(ranked[first].row)}"
         lines.append(f"  {name:<30}{share:+7.2%}{other}")
@@ -193,9 +202,9 @@ def describe(outcome: Outcome, turned: list[tuple[str, float, int]], about: Inte
 def counted(outcome: Outcome) -> str:
     """The counts as a sentence."""
     return (
-        f"{outcome.candidates} candidates: {outcome.bounded} slower by their bound, {outcome.too_large} too large by "
-        f"their parameters; {sum(outcome.pruned.values())} combinations cannot be; {len(outcome.found)} simulated, "
-        "those one change from the best among them"
+        f"{outcome.candidates} candidates: {outcome.simulated} simulated, {outcome.bounded} slower by their bound, "
+        f"{outcome.too_large} too large by their parameters; {outcome.sharded} too large ones run with ZeRO 2 or 3; "
+        f"{sum(outcome.pruned.values())} combinations cannot be"
     )
 
 

@@ -69,9 +69,11 @@ def capacity(
     own |= evaluation.money(keys, own)
     given = {key: value for key, value in keys.items() if key not in FREE} | ALIKE
     try:
-        return Capacity(own, given, search.search(given, Limits(), pool, heard))
+        outcome = search.search(given, Limits(), pool, heard)
     except SearchError as error:
         return Capacity(own, given, None, str(error))
+    search.include(outcome, given | {key: keys[key] for key in FREE if key in keys}, Limits(), pool)
+    return Capacity(own, given, outcome)
 
 
 def command(given: Row) -> str:

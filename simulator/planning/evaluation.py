@@ -20,7 +20,7 @@ from simpipe.simulator.case import Case
 from simpipe.simulator.costs.cluster import load_cluster
 from simpipe.simulator.costs.model_files import SHAPE_KEYS
 from simpipe.simulator.costs.modelled import ModelledCosts
-from simpipe.simulator.efficiency import GB, Efficiency, efficiency, excess, memory_of
+from simpipe.simulator.efficiency import GB, Efficiency, RankMemory, efficiency, excess, memory_of
 from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.planning.tables import Row
 from simpipe.simulator.program import Program
@@ -47,7 +47,7 @@ class Column(NamedTuple):
 
 
 KINDS = (
-    "parameters", "gradients", "optimizer", "framework", "activations", "weight_gradient_inputs", "logits",
+    "parameters", "gradients", "optimizer", "averages", "framework", "activations", "weight_gradient_inputs", "logits",
     "expert_buffers", "boundary", "recompute", "working", "gathered", "buckets",
 )  # fmt: skip
 """What memory is needed for, as simulator/costs/memory.py names it."""
@@ -80,18 +80,21 @@ COLUMNS = {
 OK = "ok"
 
 
-def evaluated(row: Row) -> Row:
+def evaluated(row: Row, in_full: bool = False) -> Row:
     """The figures of a row, or in `status` the sentence that says why it has none."""
     try:
-        return figures(row)
+        return figures(row, in_full)
     except SimpipeError as error:
         return {"status": str(error)}
 
 
-def figures(row: Row) -> Row:
-    """The figures of a row by column. Raises SimpipeError for a row that cannot be simulated."""
+def figures(row: Row, in_full: bool = False) -> Row:
+    """The figures of a row by column; in_full: with all operations of its slots, instead of a task for each slot.
+
+    Raises SimpipeError for a row that cannot be simulated.
+    """
     given = {key: value for key, value in row.items() if value is not None}
-    found = _by_hand(given) if "costs" in given else _of_scenario(scenario_of(given))
+    found = _by_hand(given) if "costs" in given else _of_scenario(scenario_of(given), in_full)
     return found | money(given, found)
 
 
@@ -110,25 +113,37 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def too_large(row: Row) -> Row | None:
-    """What a row that does not fit into memory comes to but for its times, found without them; None where it fits, or
-    where it is impossible."""
+class Untimed(NamedTuple):
+    """A row's program and costs, and the memory of its fullest rank, which follows from the order alone."""
+
+    program: Program
+    costs: ModelledCosts
+    fullest: RankMemory
+
+    def too_large(self) -> Row | None:
+        """What the row comes to but for its times if it does not fit into memory, None where it does."""
+        over = excess(self.fullest, self.costs.cluster.gpu.memory)
+        peak = {"peak_memory_gb": self.fullest.peak_bytes / GB, "peak_memory_rank": self.fullest.rank}
+        return {"status": over} | peak if over else None
+
+
+def untimed(row: Row) -> Untimed | None:
+    """What is known of a row without timing it; None where it is impossible."""
     try:
         case = cases.modelled(scenario_of(row), program, slots.sharing)
         assert isinstance(case.costs, ModelledCosts)
         peaks = memory_of(slots.untimed(case.program, case.costs), case.costs)
     except SimpipeError:
         return None
-    worst = max(peaks, key=lambda rank: rank.peak_bytes)
-    over = excess(worst, case.costs.cluster.gpu.memory)
-    return {"status": over, "peak_memory_gb": worst.peak_bytes / GB, "peak_memory_rank": worst.rank} if over else None
+    return Untimed(case.program, case.costs, max(peaks, key=lambda rank: rank.peak_bytes))
 
 
 @lru_cache(maxsize=256)
-def _of_scenario(scenario: Scenario) -> Row:
+def _of_scenario(scenario: Scenario, in_full: bool) -> Row:
     case = cases.modelled(scenario, program, slots.sharing)
     assert isinstance(case.costs, ModelledCosts)
-    trace, exposed = slots.simulate(case.program, case.costs)
+    run = slots.in_full if in_full else slots.simulate
+    trace, exposed = run(case.program, case.costs)
     return _columns(trace, efficiency(trace, case.costs, exposed))
 
 

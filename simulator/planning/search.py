@@ -1,10 +1,11 @@
 """Search: which schedule, stages, parallel sizes, micro-batch and recomputation train a model fastest on some GPUs.
 
 Every combination of powers of two, schedules and recomputations that fits together is a candidate, its layers laid out
-by what they take alone. Candidates are simulated in the order of a lower bound of their step time, and no further where
-that exceeds what was found; what cannot fit into memory by its parameters alone is not simulated either. So the KEEP
-best are those that an exhaustive search would find. What one change makes of the best one is simulated too: it says why
-others lose.
+by what they take alone. A candidate has ZeRO 1, or, because 2 and 3 only add traffic, the least stage with which it
+fits. Candidates are simulated with a task for each slot, in the order of a lower bound of their step time, and no
+further where that exceeds what was found; what cannot fit into memory by its parameters alone is not simulated either.
+Those that may still be among the KEEP best by a closer bound are then run in full, and so is the Pareto front: all that
+is compared at the end was. What one change makes of the best one is run too: it says why others lose.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from simpipe.simulator.costs.parallel import Stage, is_whole
 from simpipe.simulator.costs.stack import load_stack
 from simpipe.simulator.efficiency import GB
 from simpipe.simulator.errors import SimpipeError, nearest, show
-from simpipe.simulator.planning.evaluation import EXTRA_KEYS, OK, evaluated, scenario_of, too_large
+from simpipe.simulator.planning.evaluation import OK, evaluated, scenario_of, untimed
 from simpipe.simulator.planning.sweep import impossible, without_numbers
 from simpipe.simulator.planning.tables import Row
 from simpipe.simulator.scenario import KEYS, Loaded
@@ -50,8 +51,18 @@ CHUNK = 4
 LONG = 16_384
 """Tokens of a sequence from which context parallelism is among the choices."""
 
+MARGIN = 1.05
+"""How much longer a step may take in full than with a task for each slot."""
+
 FINER = 6
 """Best candidates whose layers are laid out by the work of whole slots at last."""
+
+TOO_LARGE = "does not fit into memory"
+
+T = TypeVar("T")
+
+OF_A_LAYOUT = ("stragglers", "lengths")
+"""Keys that name ranks or micro-batches."""
 
 SIZES = ("schedule", "chunks", "gpus", "ranks", "tp", "cp", "ep", "zero", "microbatch_size", "recompute")
 """The keys that are chosen, unless they are given."""
@@ -72,7 +83,7 @@ class Limits:
     def broken(self, result: Row) -> str:
         """Why a simulated candidate is none, empty where it is one."""
         if result["status"] != OK:
-            return "does not fit into memory" if "peak_memory_gb" in result else str(result["status"])
+            return TOO_LARGE if "peak_memory_gb" in result else str(result["status"])
         for key, most in (("peak_memory_gb", self.memory_gb), ("days", self.days), ("cost_usd", self.cost_usd)):
             if most is not None and key in result and result[key] > most:
                 return f"exceeds {key} = {most:g}"
@@ -88,23 +99,41 @@ class Candidate(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A simulated candidate: its row, the columns of its results, why it is out, if it is."""
+    """A simulated candidate: its row, the columns of its results, why it is out, if it is; seconds that a step run in
+    full takes at least; whether its results are of one."""
 
     row: Row
     result: Row
     broken: str
+    least: float = 0.0
+    in_full: bool = False
+
+    @property
+    def too_large(self) -> bool:
+        """Whether it is out because of its memory."""
+        return self.broken.startswith((TOO_LARGE, "exceeds peak_memory_gb"))
 
 
 @dataclass
 class Outcome:
-    """What a search came to. found: all that was simulated. pruned: combinations that cannot be, by reason. candidates:
-    those that can. bounded: how many were not simulated because of their bound, or, too_large, of their parameters."""
+    """What a search came to. found: what is too large, and of the rest what was run in full. pruned: combinations that
+    cannot be, by reason. candidates: those that can. simulated: how many with a task for each slot. bounded: how many
+    not because of their bound, or, too_large, of their parameters. sharded: how many of what is too large were run with
+    ZeRO 2 or 3 too."""
 
     found: list[Found]
     pruned: Counter[str]
     candidates: int
+    simulated: int = 0
     bounded: int = 0
     too_large: int = 0
+    sharded: int = 0
+
+    @property
+    def slowest(self) -> float:
+        """Seconds of the last of the KEEP best, infinite before there are as many."""
+        ranked = self.ranked
+        return float(ranked[KEEP - 1].result["step_time_s"]) if len(ranked) >= KEEP else math.inf
 
     @property
     def ranked(self) -> list[Found]:
@@ -114,8 +143,8 @@ class Outcome:
 
     @property
     def front(self) -> list[Found]:
-        """The Pareto front of what keeps the limits: none has another that is at least as good in step time, memory
-        and GPUs."""
+        """The Pareto front of what was found and keeps the limits: none has another that is at least as good in step
+        time, memory and GPUs."""
         front: list[Found] = []
         for one in self.ranked:
             if not any(_covers(other, one) for other in front):
@@ -169,7 +198,7 @@ def _sizes(given: Row) -> Iterator[Row]:
         "cp": _powers(8) if given["sequence"] >= LONG else [1],
         "ep": _powers(model.experts.routed) if model.experts else [1],
         "microbatch_size": _powers(2),
-        "zero": [1, 0],
+        "zero": [1],  # others where it does not fit
         "ranks": _powers(min(given["gpus"], model.layers)),  # last: layouts that differ in it share what slots cost
     }
     for values in product(*(_some(given, key, some) for key, some in choices.items())):
@@ -294,8 +323,10 @@ def form_of(schedule: str) -> Form:
 
 def check(given: Row) -> None:
     """Refuse what no scenario takes, before anything is searched. Raises SimpipeError."""
-    known = [*KEYS, *EXTRA_KEYS]
+    known = [*KEYS, "token_budget", "price_usd_per_gpu_hour"]
     for key in given:
+        if key in OF_A_LAYOUT and given[key]:
+            raise SearchError(f"{key} goes with one layout, and many are searched; leave it out, or use `simpipe run`")
         if key not in known:
             raise SearchError(f"unknown key {show(key)}; {nearest(key, known)}")
     for key in ("gpus", "global_batch", "sequence"):
@@ -313,7 +344,7 @@ def progress() -> Iterator[Callable[[int, Outcome], None]]:
 
     def show_line(settled: int, outcome: Outcome) -> None:
         best = f", best {outcome.ranked[0].result['step_time_s']:.2f} s" if outcome.ranked else ""
-        line = f"{settled} of {outcome.candidates} candidates settled, {len(outcome.found)} simulated{best}"
+        line = f"{settled} of {outcome.candidates} candidates settled, {outcome.simulated} simulated{best}"
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
     try:
@@ -329,28 +360,60 @@ def search(
 
     heard: called with how many candidates are settled. Raises SearchError where none is left.
     """
+    check(given)
     some, pruned = candidates(given)
     outcome = Outcome([], pruned, len(some))
     if not some:
         raise SearchError(f"no layout of {given['gpus']} GPUs is possible: {_most(pruned)}")
     capacity = load_cluster(given["hardware"]).gpu.memory / GB
     most = min(capacity, limits.memory_gb or capacity)
-    waiting = iter(some)
-    while wave := _next_wave(waiting, outcome, most):
-        outcome.found += _simulated([one.row for one in wave], limits, executor)
-        heard(len(outcome.found) + outcome.too_large + outcome.bounded, outcome)
+    waiting, large = iter(some), list[Candidate]()
+    while wave := _next_wave(waiting, outcome, most, large):
+        found = _tried([one.row for one in wave], limits, executor, _estimated)
+        large += [one for one, tried in zip(wave, found, strict=True) if tried.too_large]
+        outcome.found += found
+        outcome.simulated += len(found)
+        heard(outcome.simulated + outcome.too_large + outcome.bounded, outcome)
+    if given.get("zero") is None:
+        _shard(sorted(large, key=lambda one: one.seconds), outcome, limits, most, executor)
     if not outcome.ranked:
         reasons = Counter(one.broken for one in outcome.found)
-        reasons["does not fit into memory"] += outcome.too_large
+        reasons[TOO_LARGE] += outcome.too_large
         raise SearchError(f"none of {len(some)} candidates is left: {_most(reasons)}")
+    _run_in_full(outcome, limits, executor)
     if given.get("layers") == "balanced":
         finer = [one.row | {"layers": "balanced"} for one in outcome.ranked[:FINER]]
-        outcome.found += _simulated(finer, limits, executor)
+        outcome.found += _tried(finer, limits, executor, _in_full)
         outcome.found = _best_layouts(outcome)
     known = {_chosen(one.row) for one in outcome.found}
     near = [row for row in neighbours(outcome.ranked[0].row, given) if _chosen(row) not in known]
-    outcome.found += _simulated(near, limits, executor, _evaluate_all)
+    outcome.found += _tried(near, limits, executor, _in_full)
     return outcome
+
+
+def include(outcome: Outcome, row: Row, limits: Limits, executor: Executor) -> None:
+    """Run a row in full, unless its choice is among what was found."""
+    if _chosen(row) not in {_chosen(one.row) for one in outcome.found}:
+        outcome.found += _tried([row], limits, executor, _in_full)
+
+
+def _run_in_full(outcome: Outcome, limits: Limits, executor: Executor) -> None:
+    """Run what may be among the KEEP best in full, and the front; others that fit are left out of what was found."""
+    out = [one for one in outcome.found if one.broken]
+    front, waiting = outcome.front, sorted(outcome.ranked, key=lambda one: one.least)
+    outcome.found = []
+    while waiting and waiting[0].least <= outcome.slowest:
+        outcome.found += _again(waiting[:KEEP], limits, executor)
+        waiting = waiting[KEEP:]
+    known = {_chosen(one.row) for one in outcome.found}
+    outcome.found += _again([one for one in front if _chosen(one.row) not in known], limits, executor) + out
+
+
+def _again(some: list[Found], limits: Limits, executor: Executor) -> list[Found]:
+    """The same, run in full."""
+    return [one for one in some if one.in_full] + _tried(
+        [one.row for one in some if not one.in_full], limits, executor, _in_full
+    )
 
 
 def _chosen(row: Row) -> str:
@@ -366,14 +429,16 @@ def _best_layouts(outcome: Outcome) -> list[Found]:
     return list(best.values())
 
 
-def _next_wave(waiting: Iterator[Candidate], outcome: Outcome, most_gb: float) -> list[Candidate]:
-    """The next candidates that may be among the best."""
-    ranked = outcome.ranked
-    slowest = ranked[KEEP - 1].result["step_time_s"] if len(ranked) >= KEEP else math.inf
+def _next_wave(
+    waiting: Iterator[Candidate], outcome: Outcome, most_gb: float, large: list[Candidate]
+) -> list[Candidate]:
+    """The next candidates that may be among the best; those too large by their parameters become `large`."""
+    slowest = outcome.slowest * MARGIN
     wave: list[Candidate] = []
     for one in waiting:
         if one.memory_gb > most_gb:
             outcome.too_large += 1
+            large.append(one)
         elif one.seconds > slowest:
             outcome.bounded += 1
         else:
@@ -383,23 +448,66 @@ def _next_wave(waiting: Iterator[Candidate], outcome: Outcome, most_gb: float) -
     return wave
 
 
-def _simulated(
-    rows: list[Row], limits: Limits, executor: Executor, work: Callable[[list[Row]], list[Row]] | None = None
-) -> list[Found]:
-    parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    futures = [executor.submit(work or _evaluate, part) for part in parts]
-    results = [result for future in futures for result in future.result()]
-    return [Found(row, result, limits.broken(result)) for row, result in zip(rows, results, strict=True)]
+def _shard(
+    large: Sequence[Candidate], outcome: Outcome, limits: Limits, most_gb: float, executor: Executor
+) -> None:  # fmt: skip
+    """Run what is too large with more ZeRO, as far as that may be among the best."""
+    for start in range(0, len(large), WAVE):
+        slowest = outcome.slowest * MARGIN
+        rows = [one.row for one in large[start : start + WAVE] if one.seconds <= slowest]
+        work = partial(_sharded, most_gb=most_gb, slowest=slowest)
+        found = [Found(*some, limits.broken(some[1]), 0.0, True) for some in _together(work, rows, executor) if some]
+        outcome.found += found
+        outcome.sharded += len(found)
 
 
-def _evaluate(rows: list[Row]) -> list[Row]:
-    """What a worker does: times are found of what fits into memory only."""
-    return [too_large(row) or evaluated(row) for row in rows]
+def _sharded(rows: list[Row], most_gb: float, slowest: float) -> list[tuple[Row, Row] | None]:
+    """What a worker does of what is too large: the least ZeRO stage above 1 with which each row fits, and its figures;
+    None where there is none, or where it takes longer than `slowest`."""
+    return [_least_sharded(row, most_gb, slowest) for row in rows]
 
 
-def _evaluate_all(rows: list[Row]) -> list[Row]:
-    """What a worker does where times of what does not fit are told too."""
-    return [evaluated(row) for row in rows]
+def _least_sharded(row: Row, most_gb: float, slowest: float) -> tuple[Row, Row] | None:
+    for zero in (2, 3):
+        one = row | {"zero": zero}
+        known = untimed(one)
+        if known and known.fullest.peak_bytes <= most_gb * GB:
+            slow = slots.least_seconds(known.program, known.costs) > slowest
+            return None if slow else (one, evaluated(one, in_full=True))
+    return None
+
+
+Work = Callable[[list[Row]], list[tuple[Row, float]]]
+"""What a worker makes of some rows: the results of each, and seconds that it takes at least."""
+
+
+def _tried(rows: list[Row], limits: Limits, executor: Executor, work: Work) -> list[Found]:
+    tried = zip(rows, _together(work, rows, executor), strict=True)
+    return [Found(row, result, limits.broken(result), least, work is _in_full) for row, (result, least) in tried]
+
+
+def _estimated(rows: list[Row]) -> list[tuple[Row, float]]:
+    """With a task for each slot; times are found of what fits into memory only."""
+    return [_estimate(row) for row in rows]
+
+
+def _estimate(row: Row) -> tuple[Row, float]:
+    known = untimed(row)
+    over = known and known.too_large()
+    if not known or over:
+        return over or evaluated(row), 0.0
+    return evaluated(row), slots.least_seconds(known.program, known.costs)
+
+
+def _in_full(rows: list[Row]) -> list[tuple[Row, float]]:
+    """With all operations of the slots."""
+    return [(evaluated(row, in_full=True), 0.0) for row in rows]
+
+
+def _together(work: Callable[[list[Row]], list[T]], rows: list[Row], executor: Executor) -> list[T]:
+    """What some work makes of each row, CHUNK of them at once."""
+    futures = [executor.submit(work, rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
+    return [result for future in futures for result in future.result()]
 
 
 def neighbours(row: Row, given: Row) -> list[Row]:
@@ -412,7 +520,7 @@ def neighbours(row: Row, given: Row) -> list[Row]:
             changed = [row | {key: row[key] // 2}] + ([] if key == "gpus" else [row | {key: row[key] * 2}])
             found += [_regrouped(one) for one in changed if one[key] and _cut(one)]
     if given.get("zero") is None:
-        found += [row | {"zero": 0}]
+        found += [row | {"zero": stage} for stage in range(4)]
     found += [row | {"recompute": kept} for kept in _some(given, "recompute", _recomputations(given))]
     fitting = [one for one in found if one != row and not impossible(one)]
     return [one for one in fitting if not _misfit(one["schedule"], one["ranks"], _microbatches(one))]

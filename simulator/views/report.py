@@ -206,8 +206,8 @@ def _around(report: Report) -> list[str]:
     if found.outcome is None:
         return [f"{what} Nothing was found: {found.missing}."]
     return [
-        f"{what} {advice.counted(found.outcome)}. There, layers are laid out by work, slots other than F&B overlap "
-        "within themselves too, and each slot is one task: compare these steps with each other, not with the one above."
+        f"{what} {advice.counted(found.outcome)}. There, layers are laid out by work, and slots other than F&B overlap "
+        "within themselves too: compare these steps with each other, not with the one above."
     ]
 
 
