@@ -111,6 +111,18 @@ def test_published_parameter_and_optimizer_memory(model: Model, ranks: int) -> N
     assert (total(held) - held["framework"]) / GIB == pytest.approx(45.5625, rel=0.001)
 
 
+def test_what_sequence_parallelism_gathers() -> None:
+    """Inputs of products split by columns, two of a layer and the head's, are kept whole where a library keeps them; a
+    slot holds one gathered input and its gradient in any."""
+    split, whole = megatron(8, True), megatron(8, False)
+    each = 2.0 * split.tokens * GPT_22B.hidden
+    own, kept = (total(layer_activation(GPT_22B, split, 0, Kernels(gathered=gathered))) for gathered in (False, True))
+    assert kept - own == pytest.approx(2 * each * 7 / 8)
+    stage = middle(0)
+    sharded, full = (transient(GPT_22B, parallel, stage)["working"] for parallel in (split, whole))
+    assert sharded - full == pytest.approx(2 * each - 2 * each * 7 / 8)
+
+
 def test_beyond_the_layers() -> None:
     """Section 4.3: the embedding's mask, the last norm's and the head's inputs; logits live within a slot."""
     parallel = megatron(8, True)

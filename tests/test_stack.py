@@ -10,7 +10,7 @@ from simpipe import program, simulate
 from simpipe.simulator.costs.cluster import load_cluster
 from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
-from simpipe.simulator.costs.operators import head_passes
+from simpipe.simulator.costs.operators import head_passes, passes
 from simpipe.simulator.costs.parallel import Parallel
 from simpipe.simulator.costs.stack import Stack, load_stack, stack_names
 from simpipe.simulator.trace import Trace
@@ -92,6 +92,29 @@ def test_rows_of_an_odd_length_slow_the_head_alone() -> None:
     )
     assert odd["head"] == pytest.approx(even["head"] / FUSED.unaligned_rate, rel=1e-3)
     assert odd["norms.final"] == even["norms.final"]
+
+
+def gathered(stack: Stack, precision: str = "fp8") -> dict[str, list[float]]:
+    """Bytes over NVLink of what each pass of a layer split over 8 GPUs gathers, by pass."""
+    model, given = load_model("llama3-70b"), {"ranks": 1, "gpus": 8, "tp": 8, "global_batch": 1, "sequence": 8192}
+    found = passes(model, load_cluster("h100"), Parallel.of(given | {"precision": precision}), stack, model.layer(0))
+    return {
+        name: [step.nvlink_bytes for step in getattr(found, name) if step.name.endswith(".gather")]
+        for name in found._fields
+    }
+
+
+def test_casts_before_gathers_halve_what_fp8_products_gather() -> None:
+    cast = replace(FUSED, fp8_gathers=True)
+    for name, sizes in gathered(FUSED).items():
+        assert gathered(cast)[name] == pytest.approx([size / 2 for size in sizes]), name
+    assert gathered(cast, "bf16") == gathered(FUSED, "bf16")
+
+
+def test_what_is_kept_is_not_gathered_again() -> None:
+    kept = gathered(replace(FUSED, keeps_gathered=True))
+    assert len(gathered(FUSED)["weight"]) == 2
+    assert kept == gathered(FUSED) | {"weight": []}
 
 
 def test_a_quick_host_changes_nothing() -> None:

@@ -42,7 +42,7 @@ BOUNDS: dict[str, tuple[int, float, float | None]] = {
     "megatron-sc21": (10, 0.075, None),
     "zero-bubble": (5, 0.032, 0.022),
     "llama3-405b": (3, 0.02, None),
-    "torchtitan": (2, 0.075, 0.08),
+    "torchtitan": (2, 0.075, 0.06),
     "torchtitan-selective": (3, 0.08, 0.18),
     "torchtitan-405b": (6, 0.17, 0.35),
     "dgxc": (6, 0.09, None),

@@ -41,11 +41,12 @@ SCALE_BYTES = 4 / 128
 
 class Kernels(NamedTuple):
     """flash: attention's scores are never in memory. dropout: masks of 1 byte are kept, and the dropped scores.
-    logit_bytes: of a logit at the peak."""
+    logit_bytes: of a logit at the peak. gathered: products keep their input as sequence parallelism gathered it."""
 
     flash: bool = True
     dropout: bool = False
     logit_bytes: float = LOGIT_BYTES
+    gathered: bool = False
 
 
 FUSED = Kernels()
@@ -423,7 +424,9 @@ def _linear_input(linear: Linear, parallel: Parallel, kernels: Kernels) -> Itera
     if not _is_twin(linear, parallel):
         size = _input_bytes(linear, parallel) * linear.fan_in * linear.used
         remade = _REMADE.get(linear.name, ("norms",))
-        yield Tensor(linear.component, size * _rows(parallel, _split(linear).input), remade, linear=True)
+        whole = kernels.gathered and _split(linear) is _COLUMN
+        rows = parallel.tokens / parallel.cp if whole else _rows(parallel, _split(linear).input)
+        yield Tensor(linear.component, size * rows, remade, linear=True)
     if kernels.dropout and linear.name in _MASKED:
         yield Tensor(linear.component, linear.fan_out * _rows(parallel, "sequence"))
     if linear.name == "router":  # fp32 scores

@@ -305,7 +305,7 @@ class ModelledCosts:
     @property
     def _kernels(self) -> memory.Kernels:
         stack = self.stack
-        return memory.Kernels(stack.fused_attention, stack.dropout, stack.logit_bytes)
+        return memory.Kernels(stack.fused_attention, stack.dropout, stack.logit_bytes, stack.keeps_gathered)
 
     # Stages and kinds of slots.
 
