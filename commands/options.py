@@ -195,6 +195,15 @@ def refuse_flags(flags: dict[str, Any], settings: list[str]) -> None:
         raise SimpipeError(f"{name} needs a model: give --model and --hardware, or a scenario file")
 
 
+MAX_DRAWS = 100_000
+
+
+def check_draws(draws: int | None) -> None:
+    """Raises SimpipeError for a number of draws that is out of bounds."""
+    if draws is not None and not 0 <= draws <= MAX_DRAWS:
+        raise SimpipeError(f"--draws is {show(draws)}; it takes 0 to {MAX_DRAWS:,}")
+
+
 def engine_of(text: str) -> Any:
     """The engine, checked."""
     if text not in ("auto", "simpy", "compiled"):

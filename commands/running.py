@@ -37,6 +37,7 @@ from simpipe.commands.options import (
     Width,
     Worker,
     Zero,
+    check_draws,
     engine_of,
     modelled_flags,
     overlaps,
@@ -45,13 +46,11 @@ from simpipe.commands.options import (
     scenario_of,
     words,
 )
-from simpipe.simulator.errors import CostsError, ParallelError, ScheduleError, SimpipeError, show
+from simpipe.simulator.errors import CostsError, ParallelError, ScheduleError, SimpipeError
 
 if TYPE_CHECKING:
     from simpipe.simulator.case import Case
     from simpipe.simulator.trace import Trace
-
-MAX_DRAWS = 100_000
 
 
 def run(
@@ -113,8 +112,7 @@ def run(
     from simpipe.simulator.views import console
 
     views.check(out or [], width)
-    if draws is not None and not 0 <= draws <= MAX_DRAWS:
-        raise SimpipeError(f"--draws is {show(draws)}; it takes 0 to {MAX_DRAWS:,}")
+    check_draws(draws)
     if scenario or model:
         case = cases.modelled(scenario_of(scenario, schedule, costs, microbatches, flags, set or []))
     else:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from simpipe.commands.options import Json, number, print_json, words
+from simpipe.commands.options import Json, check_draws, number, print_json, words
 
 
 def validate(
@@ -17,6 +17,9 @@ def validate(
         list[str] | None, words("A family of cases; repeatable. Default: all.", "NAME", "--family")
     ] = None,
     every: Annotated[int, number("Only each N-th case of a family. Default: 1.")] = 1,
+    draws: Annotated[
+        int, number("Draws of each step's interval from what its curves may be off. Default: 0, no interval.")
+    ] = 0,
     json: Json = False,
     html: Annotated[str | None, words("Where to draw predicted against measured, as .html.", "PATH", "--html")] = None,
     workers: Annotated[int | None, number("Processes to work in. Default: one a core.")] = None,
@@ -29,9 +32,10 @@ def validate(
     for name, value in (("every", every), ("workers", workers)):
         if value is not None and value < 1:
             raise SimpipeError(f"--{name} is at least 1, not {show(value)}")
+    check_draws(draws)
     check_endings([html] if html else [], page.ENDINGS)
     with _bar() as done:
-        results = report.run(family or (), every, workers or os.cpu_count() or 1, done)
+        results = report.run(family or (), every, workers or os.cpu_count() or 1, done, draws)
     if html is not None:
         page.write(results, report.verdict(results), Path(html))
     if json:

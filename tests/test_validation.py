@@ -210,6 +210,19 @@ def test_a_familys_error_does_not_grow(key: str) -> None:
         assert result.memory.mean <= memory
 
 
+def test_steps_have_an_interval_where_draws_are_asked_for() -> None:
+    """It is wide as curves are unsure, and that many measured steps lie outside says that more than curves is."""
+    (without,), (drawn,) = (report.run(["recomputation-steps"], draws=draws) for draws in (0, 40))
+    assert without.coverage is None
+    assert drawn.coverage is not None
+    assert drawn.coverage >= 0.5
+    for outcome in drawn.outcomes:
+        assert outcome.interval
+        assert outcome.low
+        low, high = outcome.interval
+        assert 0.9 < low / outcome.low < 1 < high / outcome.low < 1.1
+
+
 @pytest.mark.parametrize("key", ["production-runs", "nccl-one-node", "gemm-a100-h100"])
 def test_intervals_hold_measured_times_about_as_often_as_they_claim(key: str) -> None:
     """Of steps and kernels that nothing was fitted to; of one run or machine fewer cases say it less surely."""

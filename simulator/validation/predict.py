@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simpipe import schedules
+from simpipe.simulator import uncertainty
 from simpipe.simulator.calibration import slot
 from simpipe.simulator.costs import collectives, operators
 from simpipe.simulator.costs.cluster import Cluster, load_cluster
@@ -45,10 +46,13 @@ class Predicted(NamedTuple):
 
 
 def step(settings: Mapping[str, Any]) -> Predicted:
-    """A training step."""
+    """A training step; its interval from so many `draws` of what its curves may be off."""
     trace, costs = _run(settings, _model(settings))
     ranks = efficiency(trace, costs).memory_per_rank
-    return Predicted(trace.makespan, max(rank.peak_bytes - rank.by_kind["framework"] for rank in ranks))
+    draws = settings.get("draws", 0)
+    drawn = uncertainty.interval(trace, costs, draws) if draws else None
+    peak = max(rank.peak_bytes - rank.by_kind["framework"] for rank in ranks)
+    return Predicted(trace.makespan, peak, drawn and (drawn.low, drawn.high))
 
 
 def layer(settings: Mapping[str, Any]) -> Predicted:

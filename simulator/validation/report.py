@@ -38,7 +38,9 @@ class Outcome(NamedTuple):
     @property
     def held(self) -> bool | None:
         """Whether the interval holds the measured time."""
-        return None if self.interval is None else self.interval[0] <= (self.measured or 0.0) <= self.interval[1]
+        if self.interval is None or self.measured is None:
+            return None
+        return self.interval[0] <= self.measured <= self.interval[1]
 
     @property
     def errors(self) -> tuple[float, float] | None:
@@ -130,11 +132,11 @@ class Result(NamedTuple):
         return facts | lists | errors | intervals | {"by": {f.by: apart} if f.by else {}, "cases": cases}
 
 
-def predict(family: Family, case: Case) -> Outcome:
-    """One case, with every choice of what its family leaves open."""
+def predict(family: Family, case: Case, draws: int = 0) -> Outcome:
+    """One case, with every choice of what its family leaves open; steps with an interval from so many draws."""
     seconds, sizes, refused, interval = [], [], "", None
     for choice in variants(family):
-        settings = {**case.settings, **choice}
+        settings = {**case.settings, **choice, "draws": draws}
         try:
             found = PREDICT[family.kind](settings)
         except SimpipeError as error:
@@ -151,9 +153,14 @@ def predict(family: Family, case: Case) -> Outcome:
 
 
 def run(
-    keys: Sequence[str] = (), every: int = 1, workers: int = 1, done: Callable[[int, int], None] = lambda n, of: None
+    keys: Sequence[str] = (),
+    every: int = 1,
+    workers: int = 1,
+    done: Callable[[int, int], None] = lambda n, of: None,
+    draws: int = 0,
 ) -> list[Result]:
-    """The families of some keys, or all; each `every`-th case. `done` is told how many cases are finished, of how many.
+    """The families of some keys, or all; each `every`-th case, steps with an interval from so many `draws`. `done` is
+    told how many cases are finished, of how many.
 
     Raises ValidationError.
     """
@@ -166,21 +173,21 @@ def run(
     total, finished = sum(len(chunk) for _, chunk in work), 0
     found: dict[str, list[Outcome]] = {family.key: [] for family in chosen}
     with local(workers) as pool:
-        for (key, _), outcomes in zip(work, _results(pool, work), strict=True):
+        for (key, _), outcomes in zip(work, _results(pool, work, draws), strict=True):
             found[key] += outcomes
             finished += len(outcomes)
             done(finished, total)
     return [summed(family, found[family.key]) for family in chosen]
 
 
-def _results(pool: Executor, work: Sequence[tuple[str, list[Case]]]) -> Any:
-    return pool.map(_predicted, [key for key, _ in work], [chunk for _, chunk in work])
+def _results(pool: Executor, work: Sequence[tuple[str, list[Case]]], draws: int) -> Any:
+    return pool.map(_predicted, [key for key, _ in work], [chunk for _, chunk in work], [draws] * len(work))
 
 
-def _predicted(key: str, chunk: list[Case]) -> list[Outcome]:
+def _predicted(key: str, chunk: list[Case], draws: int) -> list[Outcome]:
     """Worker side: a family travels by its key."""
     family = families()[key]
-    return [predict(family, case) for case in chunk]
+    return [predict(family, case, draws) for case in chunk]
 
 
 def _chunks(found: list[Case]) -> list[list[Case]]:
