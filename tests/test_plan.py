@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_batch import V3, simpipe
+from test_batch import EXAMPLES, V3, simpipe
 
 from simpipe.schedules import catalogue
 from simpipe.simulator import slots
@@ -17,7 +17,7 @@ from simpipe.simulator.costs.model_files import load_model
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.stack import stack_names
 from simpipe.simulator.errors import SimpipeError
-from simpipe.simulator.planning import advice, evaluation, search, tables
+from simpipe.simulator.planning import advice, evaluation, jobs, search, tables
 from simpipe.simulator.planning.execution import Inline
 from simpipe.simulator.scenario import Scenario
 from simpipe.simulator.trace import simulate
@@ -179,6 +179,15 @@ def too_large(row: dict[str, Any]) -> dict[str, Any] | None:
     known = evaluation.untimed(row)
     assert known
     return known.too_large()
+
+
+def test_the_published_setting_is_among_the_recommended_few() -> None:
+    """As the committed result of the search says, whose figures are still those of its rows."""
+    recommended = tables.read(EXAMPLES / "plan_deepseek_v3.csv").rows[: 1 + advice.RUNNERS_UP]
+    published = {key: V3[key] for key in ("schedule", "ranks", "tp", "cp", "ep", "microbatch_size", "zero")}
+    own = next(row for row in recommended if row.items() >= published.items())
+    fresh = evaluation.evaluated(jobs.anchored_row(own, "."), in_full=True)
+    assert fresh["step_time_s"] == pytest.approx(own["step_time_s"], rel=0.02)
 
 
 # The verb and its page.
