@@ -71,6 +71,32 @@ def test_intervals_hold_what_they_claim() -> None:
     assert ((held.mean(axis=0) >= 0.8) & (held.mean(axis=0) <= 0.98)).all(), held.mean(axis=0)
 
 
+TRUTHS = {
+    "efficiency": (0.4, 0.9), "tile_half": (2.0, 30.0), "k_ramp": (30.0, 300.0), "wave_quantisation": (0.2, 0.8),
+    "memory_efficiency": (0.5, 0.95), "sharpness": (2.0, 6.0), "floor": (2e-6, 1e-5),
+}  # fmt: skip
+
+
+def test_whatever_the_machine_intervals_hold_what_they_claim() -> None:
+    """GEMMs of 24 machines drawn at random, with 5 % noise and 5 % outliers: of 168 parameters 90 % intervals hold 84
+    to 96 %, four standard deviations all."""
+    held, apart = [], []
+    for trial in range(24):
+        random = np.random.default_rng(trial)
+        shapes = [write_shape(m=m, n=n, k=k) for m, n, k in gemms(400, random).tolist()]
+        timings = table("gemm", shapes, np.ones(len(shapes)), "bf16")
+        timings.table["tested"] = 0
+        problem = curves._PROBLEMS["gemm"](H100, "gemm", "bf16", timings.table)
+        truth = np.array([random.uniform(*TRUTHS[p.name]) for p in problem.parameters])
+        timings.table["seconds"] = noisy(problem.seconds(truth, np.arange(len(shapes))), random)
+        (found,) = curves.fit(timings, H100)
+        low, high = np.quantile(found.fit.draws, [0.05, 0.95], axis=0)
+        held.append((low <= truth) & (truth <= high))
+        apart.append(abs(found.fit.values - truth) / found.fit.sigma)
+    assert 0.84 <= np.mean(held) <= 0.96
+    assert np.max(apart) < 4
+
+
 def test_what_timings_do_not_say_stays_unsure() -> None:
     """One shape tells how fast it is, not why: parameters keep to the base, as unsure as before."""
     shape = write_shape(m=8192, n=8192, k=8192)
