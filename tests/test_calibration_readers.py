@@ -119,6 +119,7 @@ def test_deepep_across_nodes_is_read(tmp_path: Path) -> None:
         (INTRANODE.replace("[config]", "config"), "calibrated|ranks|DeepEP|holds"),
         ("[config] num_tokens=1\n[rank 0] Dispatch + combine bandwidth: 40 GB/s, avg_t=1 us", "low-latency kernels"),
         (INTRANODE.replace("153.00 GB/s (NVL), t: 492.00 us", ""), "has neither a time nor a bandwidth"),
+        (INTRANODE.replace("153.00 GB/s (NVL), t: 492.00 us", "1.53.0 GB/s (NVL), t: .4.9 us"), "neither a time nor"),
     ],
 )
 def test_unsound_deepep_output_is_refused(tmp_path: Path, text: str, message: str) -> None:

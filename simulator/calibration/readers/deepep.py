@@ -22,9 +22,9 @@ NODE = 8
 EXPERTS = 256
 """What they take where the output does not say, rounded down to a multiple of the ranks."""
 
-BEST = re.compile(r"Best (dispatch|combine)\s*(?:\((FP8|BF16)\))?\s*:?\s*SMs (\d+)(.*)", re.IGNORECASE)
-TIME = re.compile(r"(?:\bavg_t|\bt|transmit)\s*[:=]\s*([\d.]+)\s*us")
-RATE = re.compile(r"([\d.]+) GB/s \((NVL|RDMA)\)")
+BEST = re.compile(r"Best (dispatch|combine)\s*(?:\((FP8|BF16)\))?\s*:?\s*SMs (\d{1,9})\b(.*)", re.IGNORECASE)
+TIME = re.compile(r"(?:\bavg_t|\bt|transmit)\s*[:=]\s*(\d+(?:\.\d+)?)\s*us")
+RATE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?) GB/s \((NVL|RDMA)\)")
 
 
 def recognises(head: bytes) -> bool:
