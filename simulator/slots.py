@@ -1,32 +1,35 @@
-"""Slots as single tasks: how long each kind of slot takes when it runs alone, and a whole step from those times.
+"""Slots as few tasks: how long each kind of slot takes when it runs alone, and a whole step from those times.
 
 The operations of every kind of slot are run once, by the same engines, with nothing beside them. In the step, a slot
-is then one task of that length. Messages, reductions, gathers and the optimizer stay what they are and share links with
-each other. What is left out: transfers inside slots slow down, and are slowed by, messages and syncs; gathers
-and reductions start layer by layer inside slots, here before and after whole ones. Without either, both are equal.
-For DeepSeek-V3 on 2,048 H800 it is 0.1 to 0.7 % too fast at 120 micro-batches, but plain 1F1B 1.7 %, and 4.7 % at 32:
-there reductions share NICs with the exposed exchanges of each rank's last backward, one rank after another. ZeRO 2 and
-3 have traffic beside every slot (8 % at 120), so their steps are run in full.
+is then one task of that length, or some in a row where gathers and reductions start inside it, layer by layer.
+Messages, reductions, gathers and the optimizer stay what they are, share links with each other, and slow computation
+by the SMs that they hold. What is left out: transfers inside slots slow down, and are slowed by, messages and syncs.
+Without either, both are equal. Dense models and Mixtral, 2 to 32 micro-batches, are within 0.5 % of the full run.
+DeepSeek-V3 on 2,048 H800 is 0.4 % too fast at 120 micro-batches, but plain 1F1B 1.2 %, and 3.4 % at 32: there
+reductions share NICs with the exposed exchanges of each rank's last backward, one rank after another. ZeRO 2 and 3
+have traffic beside every slot (4 to 10 %), so their steps are run in full.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from simpipe.simulator import engines, kernels
 from simpipe.simulator.costs.cluster import Cluster
-from simpipe.simulator.costs.collectives import Exchange, behind
+from simpipe.simulator.costs.collectives import Exchange
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.offload import Hosted
 from simpipe.simulator.costs.stack import Stack
 from simpipe.simulator.graph import Graph
 from simpipe.simulator.kernels import Floats, Ints
 from simpipe.simulator.lower import apart, loads, structure
-from simpipe.simulator.plan import WHOLE, Numbers, Plan, Sync
+from simpipe.simulator.plan import Numbers, Operation, Plan, Sync, Template
 from simpipe.simulator.program import Program
 from simpipe.simulator.trace import Trace
 from simpipe.simulator.trace import simulate as run_in_full
@@ -38,34 +41,86 @@ KEPT, KINDS_KEPT = 64, 20_000
 Profiles = tuple[Cluster, Stack]
 
 
+class Alone(NamedTuple):
+    """A slot run with nothing beside it: its seconds, those in which its rank computes nothing, how much longer all of
+    it takes for each share of the SMs that is held outside, and (operations,) when each starts and ends."""
+
+    seconds: float
+    exposed: float
+    slowed: float
+    starts: Floats
+    ends: Floats
+
+
 @dataclass(frozen=True, eq=False)
 class SlotCosts:
-    """The costs of a modelled step of one program, its slots being single tasks; implements plan.StepCosts.
+    """The costs of a modelled step of one program, its slots being few tasks; implements plan.StepCosts.
 
-    seconds, exposed: (slots,) the time of each, and of it that in which its rank computes nothing.
+    alone: (slots,) each as it runs alone. syncs: as the modelled step has them.
     """
 
     costs: ModelledCosts
-    seconds: Floats
-    exposed: Floats
-    syncs: dict[Sync, Exchange | Hosted]
+    alone: tuple[Alone, ...]
+    syncs: tuple[tuple[Sync, Exchange | Hosted], ...] = ()
+
+    @cached_property
+    def seconds(self) -> Floats:
+        """(slots,) of each."""
+        return np.array([slot.seconds for slot in self.alone])
+
+    @cached_property
+    def _cuts(self) -> dict[int, list[float]]:
+        """{slot: seconds since its start at which a sync starts or is waited for}."""
+        found: dict[int, set[float]] = {}
+        for sync, _ in self.syncs:
+            for slot, piece in (place for place in sync.after if place[1] >= 0):
+                found.setdefault(slot, set()).add(float(self.alone[slot].ends[piece]))
+            for slot, piece in (place for place in sync.before if place[1] >= 0):
+                found.setdefault(slot, set()).add(float(self.alone[slot].starts[piece]))
+        return {slot: sorted(at for at in cuts if 0 < at < self.seconds[slot]) for slot, cuts in found.items()}
+
+    def _moved(self, sync: Sync) -> Sync:
+        """The sync, its places being tasks of cut slots."""
+        after, before = [], []
+        for slot, piece in sync.after:
+            cuts = self._cuts.get(slot, [])
+            number = bisect_left(cuts, self.alone[slot].ends[piece]) if piece >= 0 else len(cuts)
+            after.append((slot, number if number < len(cuts) else -1))
+        for slot, piece in sync.before:
+            number = bisect_right(self._cuts.get(slot, []), self.alone[slot].starts[piece]) if piece >= 0 else 0
+            before.append((slot, number or -1))
+        return sync._replace(after=tuple(after), before=tuple(before))
 
     def plan(self, program: Program) -> Plan:
-        """One task a slot; all else as the modelled step has it."""
+        """Slots cut where syncs start or are waited for; all else as the modelled step has it."""
+        sizes = np.ones(program.slots, np.int64)
+        for slot, cuts in self._cuts.items():
+            sizes[slot] += len(cuts)
+        found, template_of = np.unique(sizes, return_inverse=True)
         return Plan(
-            (WHOLE,), np.zeros(program.slots, np.int64), tuple(self.syncs), self.costs.all_links,
-            self.costs.message_links, barrier=True, optimizer=True,
+            tuple(map(_template, found.tolist())), template_of, tuple(self._moved(sync) for sync, _ in self.syncs),
+            self.costs.all_links, self.costs.message_links, barrier=True, optimizer=True,
         )  # fmt: skip
 
     def fill(self, graph: Graph, numbers: Numbers) -> None:
         """Slots take the time they take alone."""
-        numbers.work[: graph.program.slots] = self.seconds
+        first = graph.slot_tasks.items[graph.slot_tasks.start[:-1]][: graph.program.slots]
+        sizes = np.diff(graph.slot_tasks.start)[: graph.program.slots]
+        numbers.work[first] = self.seconds
+        numbers.slowed[: sizes.sum()] = np.repeat([slot.slowed for slot in self.alone], sizes)
+        for slot, cuts in self._cuts.items():
+            lengths = np.diff([0.0, *cuts, self.seconds[slot]])
+            numbers.work[first[slot] + np.arange(len(lengths))] = lengths
         numbers.capacity[:] = self.costs.capacities(graph.program)
-        self.costs.fill_outside(graph, numbers, list(self.syncs.values()))
+        self.costs.fill_outside(graph, numbers, [exchange for _, exchange in self.syncs])
 
-    def exposed_per_rank(self, program: Program) -> Floats:
-        """(ranks,) seconds inside slots in which a rank computes nothing."""
-        return np.asarray(np.add.reduceat(self.exposed, program.rank_start[:-1]), float)
+    def exposed_per_rank(self, trace: Trace) -> Floats:
+        """(ranks,) seconds inside slots in which a rank computes nothing, what it waits there for gathers included."""
+        inside = slice(int(trace.graph.slot_tasks.start[len(self.alone)]))
+        busy = np.bincount(trace.graph.slot[inside], (trace.end - trace.start)[inside])
+        waited = (trace.slot_end - trace.slot_start)[: len(self.alone)] - busy
+        exposed = np.array([slot.exposed for slot in self.alone]) + waited
+        return np.asarray(np.add.reduceat(exposed, trace.program.rank_start[:-1]), float)
 
     def activation(self, program: Program) -> Floats:
         """(actions,) bytes that each F keeps."""
@@ -88,14 +143,15 @@ class Step(NamedTuple):
 
 
 def simulate(program: Program, costs: ModelledCosts) -> Step:
-    """A step of modelled costs, a slot being one task where that is near the full run."""
+    """A step of modelled costs, a slot being few tasks where that is near the full run."""
     if costs.parallel.zero >= 2:
         return in_full(program, costs)
-    slots = slot_costs(program, costs)
+    slots = replace(slot_costs(program, costs), syncs=tuple(costs.syncs(program)))
     graph = _graph(program, slots.plan(program))
     numbers = loads(graph, (slots,))
     start, end = engines.times(graph, numbers, "compiled")
-    return Step(Trace(graph, numbers, 0, start[0], end[0]), slots.exposed_per_rank(program))
+    trace = Trace(graph, numbers, 0, start[0], end[0])
+    return Step(trace, slots.exposed_per_rank(trace))
 
 
 def in_full(program: Program, costs: ModelledCosts) -> Step:
@@ -107,7 +163,7 @@ def in_full(program: Program, costs: ModelledCosts) -> Step:
 def least_seconds(program: Program, costs: ModelledCosts) -> float:
     """What a step run in full takes at least: its slots alone with nothing to wait for but messages and each other, or
     the collectives of a rank's data-parallel stream, one after another."""
-    slots = replace(slot_costs(program, costs), syncs={})
+    slots = slot_costs(program, costs)
     graph = _graph(program, slots.plan(program))
     _, end = engines.times(graph, loads(graph, (slots,)), "compiled")
     return float(max(end.max(), costs.sync_seconds(program).max()))
@@ -115,8 +171,8 @@ def least_seconds(program: Program, costs: ModelledCosts) -> float:
 
 def untimed(program: Program, costs: ModelledCosts) -> Trace:
     """A step in which nothing takes time: what ranks keep follows from the order alone."""
-    none = np.zeros(program.slots)
-    slots = SlotCosts(costs, none, none, {})
+    none = np.empty(0)
+    slots = SlotCosts(costs, (Alone(0.0, 0.0, 0.0, none, none),) * program.slots)
     graph = _graph(program, slots.plan(program))
     return Trace(graph, loads(graph, (slots,)), 0, np.zeros(graph.tasks), np.zeros(graph.tasks))
 
@@ -144,14 +200,14 @@ def sharing(costs: ModelledCosts) -> ModelledCosts:
 
 
 def slot_costs(program: Program, costs: ModelledCosts) -> SlotCosts:
-    """The costs of a program's slots as single tasks, found by running one slot of each kind alone.
+    """The costs of a program's slots without syncs, found by running one slot of each kind alone.
 
     Kinds that another layout or schedule had are not run again.
     """
     speeds = np.ones(program.ranks)
     speeds[: len(costs.speeds)] = costs.speeds
     common = _key(costs)
-    seconds, exposed, chosen, missing = np.empty(program.slots), np.empty(program.slots), [], []
+    chosen, missing = [], []
     kinds: list[tuple[Any, Ints]] = []
     for key, tokens, slots in costs.alike(program):
         for speed in np.unique(speeds[program.slot_rank[slots]]).tolist():
@@ -161,19 +217,20 @@ def slot_costs(program: Program, costs: ModelledCosts) -> SlotCosts:
                 missing.append(kinds[-1][0])
                 chosen.append(int(here[0]))
     if chosen:
-        found = one_each(program, costs, np.array(chosen, np.int64))
-        for key, times in zip(missing, found, strict=True):
-            _times[key] = (_profiles(costs), *times)
-    for key, here in kinds:
+        for key, found in zip(missing, one_each(program, costs, np.array(chosen, np.int64)), strict=True):
+            _times[key] = _profiles(costs), found
+    which = np.empty(program.slots, np.int64)
+    for number, (key, here) in enumerate(kinds):
         _times.move_to_end(key)
-        _, seconds[here], exposed[here] = _times[key]
+        which[here] = number
+    each = [_times[key][1] for key, _ in kinds]
     while len(_times) > KINDS_KEPT:
         _times.popitem(last=False)
-    return SlotCosts(costs, seconds, exposed, _merged(costs.syncs(program)))
+    return SlotCosts(costs, tuple(each[number] for number in which.tolist()))
 
 
-_times: OrderedDict[Any, tuple[Profiles, float, float]] = OrderedDict()
-"""Seconds and exposed seconds of kinds of slots; with the profiles as well."""
+_times: OrderedDict[Any, tuple[Profiles, Alone]] = OrderedDict()
+"""Kinds of slots as they run alone; with the profiles as well."""
 
 
 def alone(program: Program, costs: ModelledCosts) -> Trace:
@@ -184,16 +241,21 @@ def alone(program: Program, costs: ModelledCosts) -> Trace:
     return Trace(graph, numbers, 0, start[0], end[0])
 
 
-def one_each(program: Program, costs: ModelledCosts, slots: Ints) -> list[tuple[float, float]]:
-    """Seconds, and exposed seconds, of some slots, each run with nothing beside it."""
+def one_each(program: Program, costs: ModelledCosts, slots: Ints) -> list[Alone]:
+    """Some slots, each run with nothing beside it."""
     last = int(program.action_slot[np.argmax(program.stage)])  # an excerpt without the last stage would have fewer
     slots = np.append(slots, last)
     speeds = np.ones(program.ranks)
     speeds[: len(costs.speeds)] = costs.speeds
     own = replace(costs, speeds=tuple(speeds[program.slot_rank[slots]].tolist()))
     trace = alone(_excerpt(program, slots), own)
-    seconds = trace.slot_end - trace.slot_start
-    return list(zip(seconds.tolist(), trace.exposed_communication.tolist(), strict=True))[:-1]
+    exposed, found = trace.exposed_communication.tolist(), []
+    for slot, start in enumerate(trace.slot_start[:-1].tolist()):
+        tasks = trace.graph.slot_tasks.items[slice(*trace.graph.slot_tasks.start[slot : slot + 2])]
+        starts, ends = trace.start[tasks] - start, trace.end[tasks] - start
+        slowed = (trace.loads.slowed[0] * trace.loads.work[0])[tasks].sum() / ends.max() if ends.max() else 0.0
+        found.append(Alone(float(ends.max()), exposed[slot], float(slowed), starts, ends))
+    return found
 
 
 def _excerpt(program: Program, slots: Ints) -> Program:
@@ -227,17 +289,10 @@ class _Alone:
         return np.zeros(program.stages)
 
 
-def _merged(syncs: list[tuple[Sync, Exchange | Hosted]]) -> dict[Sync, Exchange | Hosted]:
-    """Syncs before and after whole slots; those that then are alike are one."""
-    found: dict[Sync, Exchange | Hosted] = {}
-    for sync, exchange in syncs:
-        after, before = (tuple((slot, -1) for slot, _ in places) for places in (sync.after, sync.before))
-        whole = sync._replace(after=after, before=before)
-        other = found.get(whole)
-        if isinstance(other, Exchange) and isinstance(exchange, Exchange):
-            exchange = behind(other, exchange)
-        found[whole] = exchange
-    return found
+@cache
+def _template(size: int) -> Template:
+    """Tasks in a row on the compute stream."""
+    return tuple(Operation("", ("compute",), (number - 1,) if number else ()) for number in range(size))
 
 
 _graphs: OrderedDict[int, tuple[Program, list[tuple[Plan, Graph]]]] = OrderedDict()

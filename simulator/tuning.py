@@ -160,8 +160,8 @@ def _stage(model: Model, parallel: Parallel) -> tuple[Model, Parallel]:
 def _tried(costs: ModelledCosts, setting: KernelSetting) -> Tried:
     own = ModelledCosts(costs.model, costs.cluster, replace(costs.parallel, **keys(setting)), stack=costs.stack)
     program = _program()
-    ((seconds, _),) = slots.one_each(program, own, np.flatnonzero(np.diff(program.slot_start) == 2))
-    return Tried(setting, seconds, _communication(own))
+    (slot,) = slots.one_each(program, own, np.flatnonzero(np.diff(program.slot_start) == 2))
+    return Tried(setting, slot.seconds, _communication(own))
 
 
 def _communication(costs: ModelledCosts) -> float:

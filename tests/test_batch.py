@@ -42,7 +42,7 @@ def simpipe(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-# Slots as single tasks.
+# Slots as few tasks.
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zb-h1", "gpipe"])
@@ -80,6 +80,17 @@ def test_slots_alone_are_near_the_full_run(change: dict[str, object]) -> None:
     assert least * full.makespan <= whole.makespan <= 1.001 * full.makespan
     assert exposed.mean() == pytest.approx(full.exposed_communication.mean(), rel=0.05)
     assert whole.activation_bytes.during == pytest.approx(full.activation_bytes.during)
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1", "gpipe", "interleaved-1f1b"])
+@pytest.mark.parametrize("microbatches", [2, 8])
+def test_reductions_hide_behind_the_last_backward(schedule: str, microbatches: int, zero: int) -> None:
+    """Few micro-batches, many replicas: what starts inside a slot does so here too, and slows it by its SMs."""
+    row = {"model": "llama3-8b", "hardware": "h100", "gpus": 128, "ranks": 2, "sequence": 4096, "zero": zero}
+    case = cases.modelled(Scenario.of(row | {"schedule": schedule, "global_batch": 64 * microbatches}))
+    whole, _ = slots.simulate(case.program, case.costs)
+    assert whole.makespan == pytest.approx(simulate(case.program, case.costs).makespan, rel=5e-3)
 
 
 def test_unlike_micro_batches_have_slots_of_their_own() -> None:

@@ -10,8 +10,9 @@ from simpipe.simulator.planning.evaluation import COLUMNS
 from simpipe.simulator.planning.tables import Row
 
 GENERAL = (
-    ("a slot", "is one task as long as its operations take when it runs alone; messages and collectives outside "
-     "share links among themselves only; with ZeRO 2 and 3, and in what plan compares, steps are run in full"),
+    ("a slot", "takes as long as its operations when it runs alone, longer where collectives outside hold SMs; "
+     "they and messages share links among themselves only; with ZeRO 2 and 3, and in what plan compares, steps run in "
+     "full"),
     ("kernels, links", "take the times of the hardware profile's curves; hosts and frameworks add what the stack says"),
     ("replicas", "behave alike: data-parallel pipelines are simulated once"),
     ("mfu", "counts the model's FLOPs with causal attention, without recomputation, over the dense BF16 peak"),
