@@ -72,7 +72,7 @@ def moe(
     """
     from simpipe.simulator.costs.model_files import load_model
     from simpipe.simulator.experts import recorded, study
-    from simpipe.simulator.experts.balance import Affinities, Sample
+    from simpipe.simulator.experts.balance import Affinities
     from simpipe.simulator.views import check_endings
     from simpipe.simulator.views import experts as views
 
@@ -87,9 +87,7 @@ def moe(
     copies = redundant if redundant is not None else layout.redundant_experts if layout else 0
     placing = study.Placing(ranks, placement, copies)
     sample = study.sample(tokens, sequences)
-    batch = (layout.global_batch, layout.sequence) if layout else sample
-    group = max(1, ranks // (layout.tp * layout.cp)) * layout.microbatch_size if layout else ranks
-    plan = study.Plan(steps, sample, Sample(group, batch[1]), seen, math.prod(batch))
+    plan = study.planned(layout, ranks, steps, sample, seen)
     if loads is not None:
         if strategy:
             raise SimpipeError("--loads are what experts got; leave --strategy out")
@@ -97,7 +95,7 @@ def moe(
         found = study.recorded(shape, counts, plan._replace(steps=1), placing, chosen)
     else:
         affinities = Affinities(skew, topic, noise, drift).check()
-        names = strategy or ["none", "auxiliary", "bias+sequence"]
+        names = strategy or study.COMPARED
         found = study.run(shape, affinities, names, plan, placing, seed, workers(), chosen, _progress(steps))
     for path in out or []:
         views.write(found, path)

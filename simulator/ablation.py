@@ -15,7 +15,7 @@ from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import SPREADS
 from simpipe.simulator.efficiency import efficiency
 from simpipe.simulator.experts import study
-from simpipe.simulator.experts.balance import Affinities, Sample
+from simpipe.simulator.experts.balance import Affinities
 from simpipe.simulator.scenario import Scenario
 from simpipe.simulator.trace import simulate
 
@@ -25,11 +25,7 @@ PLAIN = "1f1b"
 CHUNK = 64
 """Tokens that a channel moves at once where nobody tuned it: the largest that tuning tries."""
 
-
 BALANCE = "balance"
-
-STRATEGIES = ("none", "auxiliary", "bias+sequence")
-"""Ways to balance that are compared."""
 
 Told = Callable[[str], None]
 
@@ -37,14 +33,13 @@ Told = Callable[[str], None]
 @dataclass(frozen=True)
 class Row:
     """off: what is switched off, empty for the scenario itself. instead: what then holds. changed: the scenario's keys,
-    or the model's, that say so. peak_bytes: of the fullest GPU; None where the row is not of memory. note: what the
-    cost owes to an assumption."""
+    or the model's, that say so. peak_bytes: of the fullest GPU. note: what the cost owes to an assumption."""
 
     off: str
     instead: str
     changed: str
     step_time_s: float
-    peak_bytes: float | None
+    peak_bytes: float
     fits: bool
     note: str = ""
 
@@ -65,11 +60,9 @@ def balance_of(scenario: Scenario, steps: int, seed: int, workers: int, told: To
     p, model = scenario.parallel, scenario.load().model
     if not model.experts:
         return None
-    group = max(1, p.ep // (p.tp * p.cp)) * p.microbatch_size
-    plan = study.Plan(steps, Sample(16, 256), Sample(group, p.sequence), 0.0, p.global_batch * p.sequence)
     placing = study.Placing(p.ep, redundant=p.redundant_experts)
     return study.run(
-        model, Affinities(), STRATEGIES, plan, placing, seed, workers, scenario,
+        model, Affinities(), study.COMPARED, study.planned(p, p.ep, steps), placing, seed, workers, scenario,
         lambda name, step: told(f"balance, {name}: step {step} of {steps}"),
     )  # fmt: skip
 
@@ -89,11 +82,11 @@ def _unbalanced(balance: study.Study) -> list[Row]:
     """A row for each strategy's loads; a note on the first."""
     rows: list[Row] = []
     for outcome in balance.outcomes:
-        name, step = outcome.history.strategy, outcome.step_time_s
-        if step is not None:
+        name, cost = outcome.history.strategy, outcome.cost
+        if cost:
             left = "nothing balances" if name == "none" else f"as {name} leaves it"
             note = "" if rows else f"affinities are assumed: {_listed(Affinities()._asdict())} (simpipe moe)"
-            rows.append(Row(BALANCE, left, "layer_imbalance: of the study", step, None, True, note))
+            rows.append(Row(BALANCE, left, "layer_imbalance: of the study", *cost, note))
     return rows
 
 

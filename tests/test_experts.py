@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simpipe.simulator import case
 from simpipe.simulator.costs.collectives import expert_spread
 from simpipe.simulator.costs.model_files import load_model
+from simpipe.simulator.costs.modelled import ModelledCosts
+from simpipe.simulator.efficiency import Efficiency
 from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.experts import placement, recorded, study
 from simpipe.simulator.experts.balance import STRATEGIES, Affinities, Gate, Sample, Strategy
@@ -392,6 +396,54 @@ def test_redundant_experts_take_memory() -> None:
     parameters = 8 * 3 * 7168 * 2048
     each = 1 + 4 + (4 + 2 * 2) / 2 / 2  # fp8 weights, fp32 gradients, states over two data-parallel GPUs and two copies
     assert found.redundant_bytes == pytest.approx(parameters * each, rel=0.02)
+
+
+def test_time_goes_by_the_fullest_gpu_of_each_layer_and_memory_by_one_gpu_over_its_layers() -> None:
+    """In each layer one GPU has twice the mean: always the same one, or another in each. A rank of DualPipe has 4 to 8
+    of the 58 layers, so then none holds twice the mean of them; all wait for each layer's fullest either way."""
+    scenario = Scenario.read(EXAMPLE, global_batch=4096)
+    nothing = np.zeros((64, 64)), np.zeros((64, 8))
+
+    def layer(fullest: int) -> placement.Traffic:
+        rows = np.full((64, 4), 100 * 62 / 63)
+        rows[fullest] = 200
+        return placement.Traffic(np.full(256, 100), rows, *nothing)
+
+    made = case.modelled(scenario)
+    assert isinstance(made.costs, ModelledCosts)
+    stages = made.costs.stages(made.program)
+    found = {}
+    for name, traffic in {"same": [layer(5)] * 58, "others": [layer(number) for number in range(58)]}.items():
+        held = study.held_over_mean(made.costs, made.program, traffic)
+        for placed in made.program.placement:
+            own = [index - 3 for stage in placed for index in stages[stage].layers if index >= 3]
+            one = 2.0 if name == "same" else (2 + (len(own) - 1) * 62 / 63) / len(own)
+            assert [held[index] for index in own] == pytest.approx([one] * len(own))
+        found[name] = study._cost(study.loaded(scenario, traffic), traffic)
+    same, others = found["same"], found["others"]
+    assert same.step_time_s == others.step_time_s
+    whole = efficiency_of(study.loaded(scenario, [layer(5)] * 58))
+    assert same.peak_bytes == pytest.approx(whole.memory.peak_bytes)
+    balanced = efficiency_of(study.loaded(scenario)).memory.peak_bytes
+    assert balanced < others.peak_bytes < balanced + 0.3 * (same.peak_bytes - balanced)
+    assert (same.fits, others.fits) == (False, True)
+
+
+def efficiency_of(scenario: Scenario) -> Efficiency:
+    _, figures = case.simulated(case.modelled(scenario))
+    assert figures.efficiency
+    return figures.efficiency
+
+
+def test_a_layout_says_how_a_study_runs() -> None:
+    """64 GPUs of a group without tensor parallelism have 64 sequences; with 4 GPUs a sequence, 16. Steps are the whole
+    batch's. Without a layout a GPU has a sequence of the sample."""
+    layout = Scenario.read(EXAMPLE).parallel
+    plan = study.planned(layout, 64, 200)
+    assert plan == (200, study.SAMPLED, Sample(64, 4096), 0.0, 15360 * 4096)
+    assert study.planned(replace(layout, tp=4), 64, 200).microbatch == Sample(16, 4096)
+    assert study.planned(replace(layout, microbatch_size=2), 64, 200).microbatch == Sample(128, 4096)
+    assert study.planned(None, 8, 3, Sample(2, 64), 1e12) == (3, Sample(2, 64), Sample(8, 64), 1e12, 128)
 
 
 @pytest.mark.parametrize(

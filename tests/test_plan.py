@@ -250,3 +250,13 @@ def test_users_text_cannot_leave_its_script(tmp_path: Path) -> None:
     rows = [row | evaluation.evaluated(row), row | {"note": "x"} | evaluation.evaluated(row)]
     results.write(rows, list(row), "t", tmp_path / "r.html")
     assert "<script>alert" not in (tmp_path / "r.html").read_text()
+
+
+def test_the_same_rows_give_the_same_picture(tmp_path: Path) -> None:
+    same = {"status": "ok", "tokens_per_s": 5.0, "gpus": 8}
+    rows = [same | {"step_time_s": 1.0 + n, "peak_memory_gb": 50 - n, "ranks": 2**n} for n in range(3)]
+    for ending in (".svg", ".png"):
+        paths = [tmp_path / f"{name}{ending}" for name in "ab"]
+        for path in paths:
+            results.write(rows, ["ranks"], "Three rows", path)
+        assert paths[0].read_bytes() == paths[1].read_bytes()

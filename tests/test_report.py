@@ -68,6 +68,9 @@ def test_what_each_is_worth_has_the_sign_that_it_must(switched: list[dict[str, A
     ))  # fmt: skip
     assert chains > within > whole["step_time_s"]
     for row in switched:
+        if row["off"] == ablation.BALANCE:  # what GPUs out of balance hold
+            assert row["peak_bytes"] > whole["peak_bytes"]
+    for row in switched:
         assert row["costs_s"] == row["step_time_s"] - whole["step_time_s"]
 
 

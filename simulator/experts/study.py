@@ -6,6 +6,9 @@ rank sets the pace of the grouped GEMM, its experts' rows in tiles as they come;
 that of dispatch and combine, to which a token with several experts on a node goes once. With a scenario the step is
 simulated with those loads, and once with none out of balance. Without one the group is taken to lie on one node.
 
+Time goes by the fullest GPU of each layer, which all wait for; memory by the GPU that has most over the layers of its
+rank, of as many such micro-batches as are under way.
+
 Recorded loads do not say which experts share a token; links are then taken to carry what ranks and nodes compute.
 """
 
@@ -22,18 +25,27 @@ from simpipe.simulator import case
 from simpipe.simulator.costs import collectives
 from simpipe.simulator.costs.model import Model
 from simpipe.simulator.costs.modelled import ModelledCosts
-from simpipe.simulator.costs.parallel import Load
+from simpipe.simulator.costs.parallel import Load, Parallel
+from simpipe.simulator.efficiency import memory_of
 from simpipe.simulator.errors import SimpipeError
 from simpipe.simulator.experts import placement
 from simpipe.simulator.experts.balance import STRATEGIES, Affinities, Gate, History, Sample, Strategy, follow
 from simpipe.simulator.experts.placement import Placed, Traffic
 from simpipe.simulator.experts.routing import Router
 from simpipe.simulator.kernels import Floats, Ints
+from simpipe.simulator.lower import loads as loads_of
+from simpipe.simulator.program import Program
 from simpipe.simulator.scenario import Scenario
 from simpipe.simulator.trace import simulate
 
 LAST = 20
 """Steps at the end over which a strategy's violation is averaged."""
+
+COMPARED = ("none", "auxiliary", "bias+sequence")
+"""Ways to balance that are compared where none are named."""
+
+SAMPLED = Sample(16, 256)
+"""What is routed of a step where nothing else is said."""
 
 Progress = Callable[[str, int], None]
 
@@ -57,13 +69,30 @@ class Plan(NamedTuple):
     each: float
 
 
+def planned(layout: Parallel | None, ep: int, steps: int, sample: Sample = SAMPLED, seen: float = 0.0) -> Plan:
+    """The plan of a layout: steps of its batch, and what the `ep` GPUs of a group route of a micro-batch. Without one a
+    step is the sample, and each GPU has a sequence of it."""
+    if layout is None:
+        return Plan(steps, sample, Sample(ep, sample.tokens), seen, sample.sequences * sample.tokens)
+    group = max(1, ep // (layout.tp * layout.cp)) * layout.microbatch_size
+    return Plan(steps, sample, Sample(group, layout.sequence), seen, layout.global_batch * layout.sequence)
+
+
+class Cost(NamedTuple):
+    """What a strategy's loads make of a step. peak_bytes: of the GPU that needs most."""
+
+    step_time_s: float
+    peak_bytes: float
+    fits: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a strategy comes to. traffic: of one micro-batch in each layer. step_time_s: None without a scenario."""
+    """What a strategy comes to. traffic: of one micro-batch in each layer. cost: None without a scenario."""
 
     history: History
     traffic: tuple[Traffic, ...]
-    step_time_s: float | None = None
+    cost: Cost | None = None
 
     @property
     def loads(self) -> Ints:
@@ -92,7 +121,7 @@ class Outcome:
             "nvlink_imbalance": float(nvlink.mean()),
             "popularity_moved": history.moved,
             "update_speed_last": float(history.speed[-1]),
-            "step_time_s": self.step_time_s,
+            **(self.cost._asdict() if self.cost else dict.fromkeys(Cost._fields)),
             "violation_per_layer": history.violation[-LAST:].mean(0).tolist(),
             "gpu_imbalance_per_layer": imbalance.tolist(),
             "network_imbalance_per_layer": network.tolist(),
@@ -200,11 +229,11 @@ def _study(
     model: Model, router: Router, plan: Plan, placing: Placing, found: list[tuple[History, list[Traffic]]],
     scenario: Scenario | None,
 ) -> Study:  # fmt: skip
-    balanced = None if scenario is None else _step(loaded(scenario, redundant=0))
+    balanced = None if scenario is None else _balanced(scenario)
     outcomes = [Outcome(history, tuple(layers)) for history, layers in found]
     if scenario is not None:
         outcomes = [
-            replace(one, step_time_s=_step(loaded(scenario, one.traffic, placing.redundant))) for one in outcomes
+            replace(one, cost=_cost(loaded(scenario, one.traffic, placing.redundant), one.traffic)) for one in outcomes
         ]
     noise = sampling(router, plan.sample.sequences * plan.sample.tokens)
     layers = model.layers - model.dense_layers
@@ -230,10 +259,35 @@ def loaded(scenario: Scenario, traffic: Sequence[Traffic] = (), redundant: int |
     return scenario.with_(expert_imbalance=1.0, layer_imbalance=loads, redundant_experts=redundant)
 
 
-def _step(scenario: Scenario) -> float:
-    """Seconds of a step."""
-    made = case.modelled(scenario)
+def _balanced(scenario: Scenario) -> float:
+    """Seconds of a step in balance, without redundant experts."""
+    made = case.modelled(loaded(scenario, redundant=0))
     return simulate(made.program, made.costs).makespan
+
+
+def _cost(scenario: Scenario, traffic: Sequence[Traffic]) -> Cost:
+    """Of a step that is loaded so. What GPUs hold follows from the order, not from when it runs."""
+    made = case.modelled(scenario)
+    assert isinstance(made.costs, ModelledCosts)
+    trace = simulate(made.program, made.costs)
+    held = held_over_mean(made.costs, made.program, traffic)
+    parallel = replace(made.costs.parallel, layer_imbalance=held)
+    costs = replace(made.costs, parallel=parallel, of_slots={}, _known={})
+    holding = replace(trace, loads=loads_of(trace.graph, (costs,)), row=0, costs=costs)
+    peak = max(rank.peak_bytes for rank in memory_of(holding, costs))
+    return Cost(trace.makespan, peak, peak <= costs.cluster.gpu.memory)
+
+
+def held_over_mean(costs: ModelledCosts, program: Program, traffic: Sequence[Traffic]) -> tuple[float, ...]:
+    """For each layer with experts, tokens over the mean of the GPU that has most over all layers of the layer's rank:
+    another GPU is the fullest in each layer, so what one of them holds is less than their sum."""
+    rows = np.array([layer.rows.sum(1) / layer.rows.sum(1).mean() for layer in traffic])
+    stages, dense, held = costs.stages(program), costs.model.dense_layers, np.ones(len(rows))
+    for placed in program.placement:
+        own = [layer - dense for stage in placed for layer in stages[stage].layers if layer >= dense]
+        if own:
+            held[own] = np.maximum(held[own], rows[own].mean(0).max())
+    return tuple(held.tolist())
 
 
 def _strategy(name: str) -> Strategy:

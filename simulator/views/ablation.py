@@ -33,7 +33,7 @@ def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
             f"{row['step_time_s']:.3f} s",
             f"{row['costs_s']:+.3f} s" if row["off"] else "",
             f"{row['costs']:+.1%}" if row["off"] else "",
-            "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.1f} GB" + ("" if row["fits"] else " !"),
+            f"{row['peak_bytes'] / 1e9:.1f} GB" + ("" if row["fits"] else " !"),
         ]
         for row in rows
     ]

@@ -44,7 +44,7 @@ def notes(study: Study) -> list[str]:
     """What the table's columns mean, a line each."""
     tokens = study.plan.sample.sequences * study.plan.sample.tokens
     several = study.plan.steps > 1
-    over = f"layers and the last {LAST} steps" if several else "layers"
+    over = f"layers and the last {min(LAST, study.plan.steps)} steps" if several else "layers"
     lines = [
         f"violation: tokens of the fullest expert over the mean, less 1, mean over {over}",
         "GPU load: tokens of the fullest GPU over the mean, for one micro-batch; it sets the experts' pace",
@@ -57,6 +57,10 @@ def notes(study: Study) -> list[str]:
             "dispatch and combine"
         )
         lines.append(f"a step with every GPU in balance takes {study.balanced_s:.3f} s")
+        lines.append(
+            "fullest GPU: the memory of the one that needs most, whose load is over all layers of its rank"
+            + ("" if all(outcome.cost.fits for outcome in study.outcomes if outcome.cost) else "; ! does not fit")
+        )
     if study.redundant_bytes:
         size = console.size(study.redundant_bytes)
         lines.append(
@@ -93,6 +97,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "popularity moved": f"{row['popularity_moved']:.0%} of skew" if row["popularity_moved"] else "-",
         "step": "-" if seconds is None else f"{seconds:.3f} s",
         "over balanced": "-" if cost is None else f"{cost:+.1%}",
+        "fullest GPU": "-" if seconds is None else f"{row['peak_bytes'] / 1e9:.1f} GB" + ("" if row["fits"] else " !"),
     }
 
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from simpipe.simulator.files import atomic
 from simpipe.simulator.planning.evaluation import trace_of
 from simpipe.simulator.planning.tables import Row, plain
-from simpipe.simulator.views import document, palette
+from simpipe.simulator.views import document, palette, picture
 from simpipe.simulator.views.html import page
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from matplotlib.figure import Figure
 
 TIMELINES = 20
 """Rows of the front, and of the fastest that fit, whose timelines a page keeps."""
@@ -163,13 +164,16 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 def _write_picture(rows: Sequence[Row], columns: Sequence[str], title: str, path: Path) -> None:
     """Write the Pareto plot as PNG or SVG."""
-    import matplotlib as mpl
+    with atomic(path) as draft, picture.style():
+        picture.save(_pareto(rows, title), draft)
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+
+def _pareto(rows: Sequence[Row], title: str) -> Figure:
+    from matplotlib.figure import Figure
 
     best = front(rows)
-    drawing, axes = plt.subplots(figsize=(8, 5), constrained_layout=True)
+    drawing = Figure(figsize=(8, 5), layout="constrained")
+    axes = drawing.subplots()
     label, found = groups(rows, best)
     for place, group in enumerate(found):
         colour = COLOURS[place % len(COLOURS)]
@@ -180,12 +184,10 @@ def _write_picture(rows: Sequence[Row], columns: Sequence[str], title: str, path
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("peak memory of the fullest GPU, GB")
     axes.set_ylabel(label)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines["left"].set_visible(True)
     if found:
-        axes.legend(frameon=False)
-    with atomic(path) as draft:
-        drawing.savefig(draft, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(drawing)
+        axes.legend()
+    return drawing
 
 
 def _label(axes: Any, rows: Sequence[Row], group: Group, most: int = 8) -> None:
