@@ -23,6 +23,7 @@ from simpipe.simulator.costs import collectives as communication
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Cluster, CollectiveCurve
 from simpipe.simulator.costs.exchange_kernels import KernelSetting
 from simpipe.simulator.costs.parallel import Parallel
+from simpipe.simulator.errors import show
 from simpipe.simulator.kernels import Floats
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def _on(cluster: Cluster, operator: str, format: str, table: pd.DataFrame) -> tu
         there = [name for name in BYTES_PER_ELEMENT if name.removesuffix("_block") in cluster.gpu.peak]
         place = table["source"].iloc[0]
         raise TimingsError(
-            f"{place}: format of {operator} is one of {', '.join(there)} on {cluster.name}, not {format!r}"
+            f"{place}: format of {operator} is one of {', '.join(there)} on {cluster.name}, not {show(format)}"
         )
     given = table["sms"].to_numpy(float)
     if (given > cluster.gpu.sms).any():
@@ -343,7 +344,7 @@ def _exchange(cluster: Cluster, operator: str, format: str, table: pd.DataFrame)
         if element is None or ep < 2 or not 1 <= sms <= cluster.gpu.sms:
             wanted = f"a format of {', '.join(BYTES_PER_ELEMENT)}, 2 or more ranks and 1 to {cluster.gpu.sms} SMs"
             raise TimingsError(
-                f"{row['source']}: {row['operator']} has {wanted}, not {row['format']!r}, {ep} and {sms}"
+                f"{row['source']}: {row['operator']} has {wanted}, not {show(row['format'])}, {ep} and {sms}"
             )
         setting = KernelSetting(sms, usual.communication_warps, usual.communication_chunk)
         known = (("repeated", bool(repeated[0])),) if repeated else ()

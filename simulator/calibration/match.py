@@ -46,7 +46,7 @@ def timings(trace: Trace, model: Model, cluster: Cluster, parallel: Parallel, cl
         found += _gaps(kernels, wanted) + _exchanged(kernels, model, parallel, part[0])
         rows += [{**row, "tested": int(visit > half)} for row in found]
     if not rows:
-        names = ", ".join(sorted(set(inside["range"]))[:8]) or "none"
+        names = ", ".join(name[:40] for name in sorted(set(inside["range"]))[:8]) or "none"
         raise TimingsError(f"{trace.source}: no named range is a part of a layer, as attn(F); there are {names}")
     which = ", ".join(sorted(shared))
     remark = f"{trace.source}: kernels of {which} are not one by one the model's; their time is shared out"
@@ -68,7 +68,7 @@ def _paired(kernels: pd.DataFrame, wanted: list[Kernel], sms: int, shared: set[s
     for family in families:
         there = kernels[kernels["kind"].isin(family)].sort_values("seconds")
         ours = sorted((kernel for kernel in wanted if kernel.family in family), key=lambda kernel: kernel.seconds)
-        if not len(there) or not ours:
+        if not there["seconds"].sum() or not ours:
             continue
         if len(there) == len(ours):
             rows += [
