@@ -35,15 +35,15 @@ WORDS = {
 @dataclass(frozen=True)
 class Row:
     """A saving. peak_bytes: of a GPU of each rank. host_bytes: of host memory that a GPU of the rank that needs most
-    does. pcie_bytes: what it moves over PCIe a step, both ways. hidden_s: seconds that the host's link and CPU work
-    beside the step, on the rank where it is longest."""
+    does. pcie_bytes: what it moves over PCIe a step, both ways. host_s: seconds that the host's link and CPU work
+    for it in a step, hidden or not, on the rank where it is longest."""
 
     saving: str
     step_time_s: float
     peak_bytes: tuple[float, ...]
     host_bytes: float
     pcie_bytes: float
-    hidden_s: float
+    host_s: float
     fits: bool
 
     @property
@@ -101,7 +101,7 @@ def _row(saving: str, scenario: Scenario) -> Row:
         tuple(rank.peak_bytes for rank in found.memory_per_rank),
         max(offload.host_bytes(parallel, shard) for shard in shards),
         max(sum(task.bytes for _, task in tasks) for tasks in hosted),
-        max(sum(task.seconds + task.bytes / rate for sync, task in tasks if not sync.closing) for tasks in hosted),
+        max(sum(task.seconds + task.bytes / rate for _, task in tasks) for tasks in hosted),
         found.fits,
     )
 
@@ -119,7 +119,7 @@ def to_dict(rows: list[Row]) -> list[dict[str, Any]]:
                 "costs_s": row.step_time_s - before.step_time_s,
                 "host_bytes": row.host_bytes,
                 "pcie_bytes": row.pcie_bytes,
-                "host_busy_s": row.hidden_s,
+                "host_busy_s": row.host_s,
                 "fits": row.fits,
                 "peak_bytes_per_rank": list(row.peak_bytes),
                 "saved_bytes_per_rank": [a - b for a, b in zip(before.peak_bytes, row.peak_bytes, strict=True)],

@@ -164,6 +164,18 @@ def test_what_moves_over_pcie_in_a_step() -> None:
     assert [row.pcie_bytes / shard for row in (none, averages, both)] == [0, pytest.approx(4), pytest.approx(4 + 2)]
 
 
+def test_the_host_is_busy_with_all_that_it_does() -> None:
+    """The optimizer's part too, which nothing hides: the step grows by most of it."""
+    keys = {"averages": "cpu", "optimizer_device": "cpu", "global_batch": 16}
+    none, averages, both = savings.table(Scenario.of(SMALL | keys))
+    busy = {name: run(**(keys | {"optimizer_device": name}))[1] for name in ("gpu", "cpu")}
+    each = {
+        n: max(sum(b - a for a, b in spans(trace, rank).values()) for rank in range(2)) for n, trace in busy.items()
+    }
+    assert (none.host_s, averages.host_s, both.host_s) == (0, pytest.approx(each["gpu"]), pytest.approx(each["cpu"]))
+    assert averages.host_s < both.step_time_s - averages.step_time_s < both.host_s
+
+
 def test_tables_shared_with_mtp_are_held_once() -> None:
     """DeepSeek-V3's rank 0 holds the first and the last stage: 2 tables of 129,280 x 7,168."""
     short = {"global_batch": 4096, "averages": "none"}

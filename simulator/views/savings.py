@@ -20,8 +20,8 @@ def text(rows: list[dict[str, Any]]) -> list[str]:
         *console.table(*per_rank(rows)),
         "",
         f"in all {console.size(saved)} ({saved / first['peak_bytes']:.0%}) less on the fullest GPU, {cost:+.3f} s",
-        "! does not fit; of the host, a GPU's share: what it keeps, gets and returns in a step, and does beside the",
-        "next, which grows by what of it sticks out",
+        "! does not fit; of the host, a GPU's share: what it keeps, gets and returns in a step, and how long it works;",
+        "what of that nothing hides is in the step",
     ]
 
 
