@@ -129,6 +129,17 @@ def test_settled_biases_keep_loads_even_to_what_speed_and_sampling_leave() -> No
     assert np.mean(violation[-20:]) < bound
 
 
+@pytest.mark.parametrize(
+    ("router", "tokens"),
+    [(DEEPSEEK, 4096), (Router(256, 8), 1024), (Router(64, 6), 512), (Router(8, 2), 4096), (Router(4, 4), 10)],
+)
+def test_what_sampling_alone_leaves(router: Router, tokens: int) -> None:
+    layers = 300
+    loads = route(router, np.ones((layers, 1, router.experts)), tokens, np.arange(layers, dtype=np.uint64) * 7919)[:, 0]
+    violation = (loads.max(1) / loads.mean(1) - 1).mean()
+    assert study.sampling(router, tokens) == pytest.approx(violation, rel=0.04)
+
+
 def test_biases_stay_at_update_speed_zero() -> None:
     gate = Gate(DEEPSEEK, 2, Affinities(), seed=1)
     for _ in gate.run(STRATEGIES["none"], 3, Sample(2, 64), 0.0, 1.0):

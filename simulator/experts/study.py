@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -180,9 +181,15 @@ def router_of(model: Model) -> Router:
 
 
 def sampling(router: Router, tokens: int) -> float:
-    """MaxVio of equal experts from drawing `tokens` tokens: the largest of so many normal deviates, nearly."""
-    mean = tokens * router.topk / router.experts
-    return float(np.sqrt(2 * np.log(router.experts) / mean))
+    """MaxVio of equal experts from drawing `tokens` tokens: the largest of so many loads, binomial and of a fixed sum,
+    by Blom's normal score and with Cornish and Fisher's correction for skewness."""
+    experts, share = router.experts, router.topk / router.experts
+    if share == 1:
+        return 0.0
+    deviation = math.sqrt(tokens * share * (1 - share))
+    largest = NormalDist().inv_cdf((experts - 0.375) / (experts + 0.25))
+    largest += (largest**2 - 1) / 6 * (1 - 2 * share) / deviation
+    return largest * math.sqrt(experts / (experts - 1)) * deviation / (tokens * share)
 
 
 def run(
