@@ -23,7 +23,7 @@ from simpipe import Costs, Program, program, summarize
 from simpipe.simulator import engines
 from simpipe.simulator.lower import lower
 from simpipe.simulator.trace import Trace
-from simpipe.simulator.views import console
+from simpipe.simulator.views import console, picture
 
 CONTENDED = Costs(message_bytes=0.5, bandwidth=1.0)
 
@@ -104,15 +104,16 @@ def plot(path: Path) -> None:
         whole.append(time.perf_counter() - start)
         engine.append(ended - begun)
         print(f"{ranks} x {microbatches}: {actions[-1]:,} actions, {whole[-1]:.3f} s in all, {engine[-1]:.4f} s engine")
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    axes.loglog(actions[1:], whole[1:], "o-", label="build, check, lower, simulate, summarize")
-    axes.loglog(actions[1:], engine[1:], "s-", label="of it the compiled engine")
-    axes.loglog(actions[1:], [whole[-1] * a / actions[-1] for a in actions[1:]], ":", color="grey", label="linear")
-    axes.set(xlabel="actions (ZB-H1)", ylabel="seconds")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with picture.style():
+        figure = Figure(figsize=(6, 3.5), layout="constrained")
+        axes = figure.subplots()
+        axes.loglog(actions[1:], whole[1:], "o-", label="build, check, lower, simulate, summarize")
+        axes.loglog(actions[1:], engine[1:], "s-", label="of it the compiled engine")
+        axes.loglog(actions[1:], [whole[-1] * a / actions[-1] for a in actions[1:]], ":", color="grey", label="linear")
+        axes.set(xlabel="actions (ZB-H1)", ylabel="seconds")
+        axes.legend()
+        axes.grid(alpha=0.3)
+        picture.save(figure, path)
 
 
 if __name__ == "__main__":

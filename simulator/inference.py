@@ -7,6 +7,7 @@ products in the weights' format, attention over the cache in bf16; MLA attends i
 projections absorbed into queries and outputs (arXiv 2405.04434, section 2.1.2). Exchange: each token goes to its
 experts, the shared ones too, and comes back, each copy by itself, over NVLink where the group is within one domain
 and the NIC else: the bound of arXiv 2505.09343, section 2.3.2, where two micro-batches hide each other's computation.
+It takes no expert to be near, which few are of a group on many nodes; on two it counts twice what NICs carry.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ def text(serving: Serving, found: list[Cache]) -> list[str]:
         *console.table(HEADER, cells(found)),
         "",
         "A decoded token takes at least the longest of: weights and cache read from memory, products and attention",
-        "computed, tokens sent to their experts and back; all at peak rates, each hidden behind the longest.",
+        "computed, tokens sent to their experts and back, as if all were elsewhere; all at peak rates, each hidden",
+        "behind the longest.",
     ]
     return lines + (["! does not fit beside the weights"] if not all(cache.fits for cache in found) else [])
 
