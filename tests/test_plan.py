@@ -88,8 +88,7 @@ def test_no_step_is_shorter_than_its_bounds(row: dict[str, Any]) -> None:
     assert paired <= search.form_of(row["schedule"]).paired
     assert full >= least * (1 - 1e-9)
     assert slots.simulate(case.program, case.costs).trace.makespan >= least * (1 - 1e-9)
-    if row["zero"] >= 2:
-        assert full >= slots.least_seconds(case.program, case.costs) * (1 - 1e-9)
+    assert full >= slots.least_seconds(case.program, case.costs) * (1 - 1e-9)
     found = evaluation.evaluated(row)
     assert found["peak_memory_gb"] >= bounds.memory_gb * (1 - 1e-9)
 
@@ -244,6 +243,22 @@ def test_the_front_of_rows_leaves_out_what_does_not_fit() -> None:
     assert results.front(rows) == [1, 0, 5]
 
 
+def test_models_and_batches_have_fronts_of_their_own(tmp_path: Path) -> None:
+    sizes = [("a", 8, 2), ("a", 8, 3), ("b", 8, 9), (None, 8, 10), ("a", 16, 11)]
+    rows = [
+        {"model": model, "hidden": 64, "gpus": 8, "global_batch": batch, "status": "ok", "tokens_per_s": 1e6,
+         "step_time_s": float(seconds), "peak_memory_gb": 1.0}
+        for model, batch, seconds in sizes
+    ]  # fmt: skip
+    assert results.front(rows) == [0, 2, 3, 4]
+    _, found = results.groups(rows, results.front(rows))
+    named = {group.name: len(group.points) for group in found}
+    assert named == {
+        "a, 8 GPUs, 8 sequences a step": 2, "b, 8 GPUs, 8 sequences a step": 1, "a, 8 GPUs, 16 sequences a step": 1,
+        "no model's name, 8 GPUs, 8 sequences a step": 1,
+    }  # fmt: skip
+
+
 def test_users_text_cannot_leave_its_script(tmp_path: Path) -> None:
     row = {"note": "</script><script>alert(1)</script>", "costs": "F=1,I=1,W=1", "schedule": "1f1b", "ranks": 2,
            "microbatches": 2}  # fmt: skip
@@ -260,3 +275,37 @@ def test_the_same_rows_give_the_same_picture(tmp_path: Path) -> None:
         for path in paths:
             results.write(rows, ["ranks"], "Three rows", path)
         assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_the_picture_of_a_front_names_its_points_without_overlap() -> None:
+    sizes = [(memory, 90 / memory) for memory in (10, 10.01, 10.02, 20, 30, 31, 60)] + [(40 + n, 5) for n in range(60)]
+    rows: list[dict[str, Any]] = [
+        {
+            "schedule": "1f1b",
+            "tp": n,
+            "gpus": 8,
+            "status": "ok",
+            "step_time_s": float(seconds),
+            "peak_memory_gb": memory,
+        }
+        for n, (memory, seconds) in enumerate(sizes)
+    ]
+    drawing = results._draw(rows, "many")
+    texts = drawing.axes[0].texts
+    assert [text.get_text() for text in texts][:2] == ["1\N{EN DASH}3", "4"]
+    boxes = [text.get_window_extent() for text in (*texts, *drawing.legends[0].get_texts())]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert all(drawing.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
+    key = [text.get_text() for text in drawing.legends[0].get_texts()]
+    assert key[:3] == ["8 GPUs", "1  tp 0", "2  tp 1"]
+
+
+def test_the_key_of_a_long_front_names_some_points_and_both_ends() -> None:
+    rows = [
+        {"tp": n, "gpus": gpus, "status": "ok", "step_time_s": 100.0 - n, "peak_memory_gb": 1.0 + n}
+        for n in range(90)
+        for gpus in (8, 16, 32)
+    ]
+    _, groups = results.groups(rows, range(len(rows)))
+    named = results._named(rows, groups[0], 12)
+    assert (len(named), named[0][1], named[-1][1]) == (12, "tp 0", "tp 89")

@@ -13,6 +13,9 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from simpipe.simulator.costs.model_files import SHAPE_KEYS
 from simpipe.simulator.files import atomic
 from simpipe.simulator.planning.evaluation import trace_of
 from simpipe.simulator.planning.tables import Row, plain
@@ -21,6 +24,7 @@ from simpipe.simulator.views.html import page
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TIMELINES = 20
@@ -34,8 +38,8 @@ FIGURES = (
 
 
 def front(rows: Sequence[Row]) -> list[int]:
-    """Which rows fit and have none of their batch that is at least as good in step time, memory and GPUs, the fastest
-    first."""
+    """Which rows fit and have none of their model and batch that is at least as good in step time, memory and GPUs,
+    the fastest first."""
 
     def merits(number: int) -> tuple[float, float, float]:
         row = rows[number]
@@ -44,7 +48,7 @@ def front(rows: Sequence[Row]) -> list[int]:
     fitting = [number for number, row in enumerate(rows) if row.get("status") == "ok" and row.get("step_time_s")]
     found: list[int] = []
     for number in sorted(fitting, key=lambda n: (merits(n), n)):
-        alike = [other for other in found if _batch(rows[other]) == _batch(rows[number])]
+        alike = [other for other in found if _basis(rows[other]) == _basis(rows[number])]
         if not any(all(a <= b for a, b in zip(merits(other), merits(number), strict=True)) for other in alike):
             found.append(number)
     return found
@@ -54,8 +58,14 @@ def _batch(row: Row) -> tuple[Any, Any]:
     return row.get("global_batch"), row.get("sequence")
 
 
+def _basis(row: Row) -> tuple[Any, ...]:
+    """What rows share that can be told apart by their step times: batch, and the model by name, sizes or costs."""
+    sizes = None if row.get("model") else str([row.get(key) for key in (*SHAPE_KEYS, "costs", "microbatches")])
+    return *_batch(row), row.get("model"), sizes
+
+
 class Group(NamedTuple):
-    """Rows of equal GPUs and batch that are drawn in one colour: (GB, seconds, row number) of each and of the front."""
+    """Rows of equal model, GPUs and batch, drawn in one colour: (GB, seconds, row number) of each and of the front."""
 
     name: str
     points: list[tuple[float, float, int]]
@@ -72,11 +82,15 @@ def groups(rows: Sequence[Row], best: Sequence[int]) -> tuple[str, list[Group]]:
         row = rows[number]
         return row["peak_memory_gb"], 1e6 / row["tokens_per_s"] if per_token else row["step_time_s"], number
 
+    models = {_basis(rows[number])[2:] for number in fits}
+    members: dict[tuple[Any, ...], list[int]] = {}
+    for number in fits:
+        members.setdefault((rows[number].get("gpus") or 0, _basis(rows[number])), []).append(number)
     found = []
-    for gpus, batch in sorted({(rows[n].get("gpus") or 0, _batch(rows[n])) for n in fits}, key=str):
-        some = [n for n in fits if ((rows[n].get("gpus") or 0), _batch(rows[n])) == (gpus, batch)]
-        name = (f"{gpus} GPUs" if gpus else "rows") + (f", {batch[0]} sequences a step" if len(batches) > 1 else "")
-        found.append(Group(name, [point(n) for n in some], sorted(point(n) for n in best if n in set(some))))
+    for (gpus, (batch, _, model, _)), some in sorted(members.items(), key=str):
+        words = [str(model or "no model's name")] if len(models) > 1 else []
+        words += [f"{gpus} GPUs" if gpus else "rows", *([f"{batch} sequences a step"] if len(batches) > 1 else [])]
+        found.append(Group(", ".join(words), [point(n) for n in some], sorted(point(n) for n in set(best) & set(some))))
     return "s a million tokens" if per_token else "step time, s", found
 
 
@@ -107,7 +121,7 @@ def _write_page(rows: Sequence[Row], columns: Sequence[str], title: str, path: P
     text = Template(template).substitute(
         policy=document.POLICY + "; frame-src 'self' about: data:",
         title=html.escape(title),
-        constant=html.escape(", ".join(f"{name} {_cell(value)}" for name, value in constant.items())),
+        constant=html.escape(_alike(constant)),
         counts=html.escape(f"{len(rows)} rows, {len(best)} of them on the Pareto front of step time, memory and GPUs"),
         data=_script(data),
         figure=document.embedded(figure(rows, best)),
@@ -116,6 +130,12 @@ def _write_page(rows: Sequence[Row], columns: Sequence[str], title: str, path: P
     )
     with atomic(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _alike(constant: Row) -> str:
+    """What all rows have, as a sentence."""
+    words = ", ".join(f"{name} {_cell(value)}" for name, value in constant.items())
+    return f"All rows: {words}." if words else ""
 
 
 def _drawn(rows: Sequence[Row], best: Sequence[int]) -> list[int]:
@@ -165,42 +185,72 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 def _write_picture(rows: Sequence[Row], columns: Sequence[str], title: str, path: Path) -> None:
     """Write the Pareto plot as PNG or SVG."""
     with atomic(path) as draft, picture.style():
-        picture.save(_pareto(rows, title), draft)
+        picture.save(_draw(rows, title), draft)
 
 
-def _pareto(rows: Sequence[Row], title: str) -> Figure:
+def _draw(rows: Sequence[Row], title: str) -> Figure:
+    """The Pareto plot: points of the fronts are numbered, and a key beside the axes says what they are."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    best = front(rows)
-    drawing = Figure(figsize=(8, 5), layout="constrained")
+    label, found = groups(rows, front(rows))
+    most = max(2, KEY_LINES // max(1, len(found)))
+    keys = [_named(rows, group, most) for group in found]
+    lines = sum(len(key) + 1 for key in keys)
+    drawing = Figure(figsize=(9.5, max(4.6, 0.6 + 0.17 * lines)), dpi=picture.DPI, layout="constrained")
+    FigureCanvasAgg(drawing)
     axes = drawing.subplots()
-    label, found = groups(rows, best)
-    for place, group in enumerate(found):
+    handles, texts = [], []
+    for place, (group, key) in enumerate(zip(found, keys, strict=True)):
         colour = COLOURS[place % len(COLOURS)]
         memory, seconds, _ = zip(*group.points, strict=True)
-        axes.scatter(memory, seconds, s=16, color=colour, alpha=0.4, linewidths=0, label=group.name)
+        points = axes.scatter(memory, seconds, s=16, color=colour, alpha=0.4, linewidths=0)
         axes.step([x for x, _, _ in group.line], [y for _, y, _ in group.line], where="post", color=colour, lw=1.5)
-        _label(axes, rows, group)
-    axes.set_title(title, fontsize=10, loc="left")
+        handles += [points] + [Line2D([], [], linestyle="none")] * len(key)
+        texts += [group.name, *(f"{number}  {name}" for number, (_, name) in enumerate(key, 1))]
+    axes.set_title(title, loc="left")
     axes.set_xlabel("peak memory of the fullest GPU, GB")
     axes.set_ylabel(label)
     axes.spines["left"].set_visible(True)
     if found:
-        axes.legend()
+        drawing.legend(handles, texts, loc="outside right upper", fontsize=7, labelcolor=palette.INK)
+    drawing.draw_without_rendering()  # which settles where points lie
+    for place, key in enumerate(keys):
+        _number(axes, [at for at, _ in key], COLOURS[place % len(COLOURS)])
     return drawing
 
 
-def _label(axes: Any, rows: Sequence[Row], group: Group, most: int = 8) -> None:
-    """Name the rows of a front by what they differ in."""
+def _named(rows: Sequence[Row], group: Group, most: int) -> list[tuple[tuple[float, float], str]]:
+    """(GB, seconds) of points of a front, both ends and evenly between them, and what their rows differ in."""
     keys = [key for key in NAMING if len({str(rows[number].get(key)) for _, _, number in group.line}) > 1]
-    for memory, seconds, number in group.line[:most]:
-        row = rows[number]
-        text = " ".join(str(_cell(row.get(key))) if key in NAMED else f"{key}={_cell(row.get(key))}" for key in keys)
+    chosen = np.unique(np.linspace(0, len(group.line) - 1, min(most, len(group.line))).round().astype(int))
+    found = []
+    for memory, seconds, number in (group.line[at] for at in chosen):
+        cells = [(key, _cell(rows[number].get(key))) for key in keys if rows[number].get(key) is not None]
+        words = [str(cell) if key in NAMED else f"{key.replace('_', ' ')} {cell}" for key, cell in cells]
+        found.append(((memory, seconds), ", ".join(words) or f"row {number + 1}"))
+    return found
+
+
+def _number(axes: Axes, points: Sequence[tuple[float, float]], colour: str) -> None:
+    """Number the points of a front on its side where no others of its group lie, those near to each other together."""
+    runs: list[list[int]] = []
+    places = axes.transData.transform(points) * 72 / axes.figure.dpi
+    for at, place in enumerate(places):
+        near = runs and np.all(np.abs(place - places[runs[-1][-1]]) < (10, 8))
+        runs = [*runs[:-1], [*runs[-1], at]] if near else [*runs, [at]]
+    for run in runs:
+        text = f"{run[0] + 1}\N{EN DASH}{run[-1] + 1}" if run[1:] else f"{run[0] + 1}"
         axes.annotate(
-            text, (memory, seconds), xytext=(5, 4), textcoords="offset points", fontsize=6.5, color=palette.INK
-        )
+            text, points[run[0]], xytext=(-2, -2), textcoords="offset points", ha="right", va="top", fontsize=7,
+            color=colour,
+        )  # fmt: skip
 
 
-NAMED = ("schedule", "recompute")
-NAMING = ("schedule", "ranks", "tp", "ep", "microbatch_size", "recompute", "chunks")
-"""Keys that a label of the picture gives, and those that it gives without their name."""
+KEY_LINES = 36
+"""Points of all fronts together that the key of a picture names, but two of each."""
+
+NAMED = ("model", "hardware", "schedule")
+NAMING = (*NAMED, "chunks", "ranks", "tp", "cp", "ep", "zero", "microbatch_size", "recompute", "precision", "overlap")
+"""Keys that the key of a picture gives, and those that it gives without their name."""
