@@ -48,9 +48,10 @@ def tune_comm(
 ) -> None:
     """Search SMs, warps and chunk size of dispatch and combine together for the shortest overlapped slot.
 
-    `--out` writes the scenario with the setting found (.yaml), or the landscape (.html, .png, .svg, .pdf). A model
-    whose training is published (deepseek-v3) is tuned in that layout; else what options leave open is as in that
-    training, on as few GPUs as they allow.
+    Of a schedule without overlapped slots, such as 1f1b, it is for the shortest slots that it has. `--out` writes the
+    scenario with the setting found (.yaml), or the landscape (.html, .png, .svg, .pdf). A model whose training is
+    published (deepseek-v3) is tuned in that layout; else what options leave open is as in that training, on as few GPUs
+    as they allow.
     """
     from simpipe.simulator import tuning, views
     from simpipe.simulator.scenario import published

@@ -98,7 +98,7 @@ def _switched(scenario: Scenario) -> Iterator[Switched]:
         return Switched(off, instead, _listed(keys), case.modelled(scenario.with_(**keys)))
 
     program = case.modelled(scenario).program
-    if len(program.kind) > program.slots or parallel.overlap == "within-slot":
+    if parallel.overlap == "within-slot" or (len(program.kind) > program.slots and parallel.overlap != "serial"):
         yield without("overlap", "F and B of a slot one after the other, as chains", overlap="serial")
     if program.name != PLAIN and scenario.chunks is None:
         plain: dict[str, Any] = {"schedule": PLAIN}

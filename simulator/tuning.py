@@ -1,7 +1,8 @@
 """Tuning: how communication kernels should run so that an overlapped slot is shortest, not communication by itself.
 
 The slot is an F&B of a stage of some layers with experts, on the step's own engine: SMs that communication holds are
-missing where matrix products run beside it, chunks fill the L2 cache, and what is not hidden sticks out.
+missing where matrix products run beside it, chunks fill the L2 cache, and what is not hidden sticks out. Of a schedule
+without F&B slots it is a forward and its backward, each alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simpipe.simulator import slots
+from simpipe.simulator import case, slots
 from simpipe.simulator.costs import collectives, operators
 from simpipe.simulator.costs.exchange_kernels import KernelSetting
 from simpipe.simulator.costs.model import Model
@@ -23,7 +24,8 @@ from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.overlap import COMMUNICATION
 from simpipe.simulator.costs.parallel import Parallel, is_whole
 from simpipe.simulator.errors import SimpipeError
-from simpipe.simulator.program import Program
+from simpipe.simulator.kernels import Ints
+from simpipe.simulator.program import Kind, Program
 from simpipe.simulator.scenario import Scenario
 
 LAYERS = 4
@@ -33,8 +35,14 @@ SMS = (2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40)
 WARPS = ("dynamic", "static")
 CHUNKS = (1, 2, 4, 8, 16, 32, 64)
 
-ORDER = "0F0,0F1,0B0,0B1\n1F0,(1F1;1B0)OVERLAP_F_B,1B1\n2F0,2B0,2F1,2B1"
-"""A pipeline whose middle rank has the slot."""
+OVERLAPPED = "an overlapped F&B slot"
+
+ORDERS = {
+    OVERLAPPED: "0F0,0F1,0B0,0B1\n1F0,(1F1;1B0)OVERLAP_F_B,1B1\n2F0,2B0,2F1,2B1",
+    "F and B slots": "0F0,0B0\n1F0,1B0\n2F0,2B0",
+    "F, I and W slots": "0F0,0I0,0W0\n1F0,1I0,1W0\n2F0,2I0,2W0",
+}
+"""By what is timed: pipelines whose middle rank has it."""
 
 SLOWING = "exchange.l2_exponent"
 """The figure of a machine's profile that says how much chunks in the L2 cache slow what computes beside them."""
@@ -57,10 +65,12 @@ class Tried(NamedTuple):
 
 
 class Landscape(NamedTuple):
-    """All settings tried. given: the scenario's own. unslowed: the one with the shortest slot if what fills the L2
-    cache slowed nothing; None where the machine's profile does not merely assume how much it does."""
+    """All settings tried. timed: the slots that the scenario's schedule runs, one of ORDERS. given: the scenario's own.
+    unslowed: the one with the shortest slot if what fills the L2 cache slowed nothing; None where the machine's profile
+    does not merely assume how much it does."""
 
     scenario: Scenario
+    timed: str
     tokens: int
     tried: tuple[Tried, ...]
     given: Tried
@@ -117,30 +127,39 @@ def tune(scenario: Scenario, heard: Callable[[int, int], None] = lambda done, to
         why = "has no experts" if model.experts is None else "keeps all experts on each GPU (ep = 1)"
         raise TuningError(f"{model.name} {why}, so it exchanges no tokens that a kernel could be tuned for")
     stage, layout = _stage(model, parallel)
+    timed = _timed(case.modelled(scenario).program)
     costs = ModelledCosts(stage, cluster, layout, stack=loaded.stack)
     own = KernelSetting(parallel.communication_sms, parallel.communication_warps, parallel.communication_chunk)
     grid = (KernelSetting(*each) for each in product(SMS, WARPS, CHUNKS) if each[0] < cluster.gpu.sms)
     settings = list(dict.fromkeys([own, *grid]))
     guessed = SLOWING in cluster.assumed
     count = len(settings) * (1 + guessed)
-    tried = _all_tried(costs, settings, lambda done: heard(done, count))
+    tried = _all_tried(costs, timed, settings, lambda done: heard(done, count))
     unslowed = None
     if guessed:
         free = replace(cluster, exchange=replace(cluster.exchange, l2_exponent=0.0))
         done = len(tried)
         others = _all_tried(
-            ModelledCosts(stage, free, layout, stack=loaded.stack), settings, lambda more: heard(done + more, count)
-        )
+            ModelledCosts(stage, free, layout, stack=loaded.stack), timed, settings,
+            lambda more: heard(done + more, count),
+        )  # fmt: skip
         unslowed = min(others, key=lambda one: one.slot)
-    return Landscape(scenario, parallel.tokens, tried, tried[0], unslowed)
+    return Landscape(scenario, timed, parallel.tokens, tried, tried[0], unslowed)
+
+
+def _timed(program: Program) -> str:
+    """What of ORDERS stands for the slots of a schedule: for F&B slots where it has some, else for those it has."""
+    if len(program.kind) > program.slots:
+        return OVERLAPPED
+    return "F, I and W slots" if (program.kind == Kind.I).any() else "F and B slots"
 
 
 def _all_tried(
-    costs: ModelledCosts, settings: Sequence[KernelSetting], heard: Callable[[int], None]
+    costs: ModelledCosts, timed: str, settings: Sequence[KernelSetting], heard: Callable[[int], None]
 ) -> tuple[Tried, ...]:
     tried: list[Tried] = []
     for setting in settings:
-        tried.append(_tried(costs, setting))
+        tried.append(_tried(costs, timed, setting))
         heard(len(tried))
     return tuple(tried)
 
@@ -157,11 +176,11 @@ def _stage(model: Model, parallel: Parallel) -> tuple[Model, Parallel]:
     return short, settled
 
 
-def _tried(costs: ModelledCosts, setting: KernelSetting) -> Tried:
+def _tried(costs: ModelledCosts, timed: str, setting: KernelSetting) -> Tried:
     own = ModelledCosts(costs.model, costs.cluster, replace(costs.parallel, **keys(setting)), stack=costs.stack)
-    program = _program()
-    (slot,) = slots.one_each(program, own, np.flatnonzero(np.diff(program.slot_start) == 2))
-    return Tried(setting, slot.seconds, _communication(own))
+    program, own_slots = _program(timed)
+    seconds = sum(slot.seconds for slot in slots.one_each(program, own, own_slots))
+    return Tried(setting, seconds, _communication(own))
 
 
 def _communication(costs: ModelledCosts) -> float:
@@ -172,15 +191,19 @@ def _communication(costs: ModelledCosts) -> float:
 
 
 @cache
-def _program() -> Program:
-    return Program.from_csv(ORDER, "overlapped slot")
+def _program(timed: str) -> tuple[Program, Ints]:
+    """A pipeline of ORDERS, and which of its slots are timed."""
+    program = Program.from_csv(ORDERS[timed], timed)
+    own = np.arange(program.rank_start[1], program.rank_start[2])
+    sizes = np.diff(program.slot_start)[own]
+    return program, own[sizes == sizes.max()]
 
 
 def headline(found: Landscape) -> str:
     """What was tuned for, in words."""
     scenario, parallel = found.scenario, found.scenario.parallel
     what = f"{scenario.model} on {scenario.hardware}, ep {parallel.ep}, {found.tokens:,} tokens"
-    return f"{what}: an overlapped F&B slot of {LAYERS} layers under {len(found.tried)} settings"
+    return f"{what}: {found.timed} of {LAYERS} layers under {len(found.tried)} settings"
 
 
 def caveat(found: Landscape) -> list[str]:

@@ -85,6 +85,11 @@ def test_without_a_node_limit_tokens_go_to_more_nodes() -> None:
     assert nodes[1] > 1.3 * nodes[0]
 
 
+def test_what_is_off_already_is_not_switched_off() -> None:
+    chains = Scenario.read(V3, **SHORT, overlap="serial")
+    assert "overlap" not in {switched.off for switched in ablation._switched(chains)}
+
+
 def test_a_serial_slot_hides_nothing() -> None:
     """More is exposed, though slots other than F&B, the most of a short step, are chains in both."""
     made = case.modelled(Scenario.read(V3, **SHORT, overlap="serial"))

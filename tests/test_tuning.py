@@ -86,7 +86,7 @@ def test_the_slot_takes_what_it_does_in_a_pipeline(found: Landscape) -> None:
     """A run of the pipeline that the slot is taken from, messages and all, has it as long."""
     model, cluster, parallel = found.scenario.load()[:3]
     stage, layout = tuning._stage(model, replace(parallel, **tuning.keys(found.best.setting)))
-    trace = simulate(tuning._program(), tuning.ModelledCosts(stage, cluster, layout))
+    trace = simulate(tuning._program(found.timed)[0], tuning.ModelledCosts(stage, cluster, layout))
     assert overlapped_slot(trace) == pytest.approx(found.best.slot)
 
 
@@ -95,8 +95,26 @@ def test_the_slot_is_that_of_a_run_with_its_setting(found: Landscape) -> None:
     assert found.tuned.parallel == replace(found.scenario.parallel, **tuning.keys(found.best.setting))
     model, cluster = found.tuned.load()[:2]
     stage, layout = tuning._stage(model, found.tuned.parallel)
-    again = tuning._tried(tuning.ModelledCosts(stage, cluster, layout), found.best.setting)
+    again = tuning._tried(tuning.ModelledCosts(stage, cluster, layout), found.timed, found.best.setting)
     assert again[1:] == pytest.approx(found.best[1:])
+
+
+@pytest.mark.parametrize(("schedule", "timed"), [("1f1b", "F and B slots"), ("zb-h1", "F, I and W slots")])
+def test_a_schedule_without_overlapped_slots_is_tuned_for_those_it_has(
+    found: Landscape, schedule: str, timed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing hides an exchange of theirs, so few SMs cost what they do not where an F&B slot hides it."""
+    monkeypatch.setattr(tuning, "SMS", (4, 20))
+    monkeypatch.setattr(tuning, "CHUNKS", (8,))
+    chained = tune(Scenario.of(completed(ASKED | {"schedule": schedule, "gpus": 128})))
+    assert chained.timed == timed
+    assert f": {timed} of 4 layers under 4 settings" in tuning.headline(chained)
+    few, more = (by_setting(chained)[KernelSetting(sms, "dynamic", 8)] for sms in (4, 20))
+    assert chained.best == more
+    exposed = 4 * (few.communication - more.communication)
+    assert few.slot - more.slot > exposed
+    hidden = by_setting(found)
+    assert hidden[few.setting].slot - hidden[more.setting].slot < exposed
 
 
 def test_the_landscape_is_written_and_the_scenario_reads_back(

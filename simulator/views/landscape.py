@@ -66,7 +66,8 @@ def _marks(found: Landscape, warps: str, levels: list[int]) -> list[tuple[str, s
 
 
 def _title(found: Landscape) -> str:
-    return f"Overlapped slot over its shortest, {found.best.slot * 1e3:.2f} ms: {headline(found).partition(':')[0]}"
+    over = f"Time of {found.timed} over the shortest, {found.best.slot * 1e3:.2f} ms"
+    return f"{over}: {headline(found).partition(':')[0]}"
 
 
 def _draw(found: Landscape) -> Figure:
