@@ -112,8 +112,12 @@ def plan(
     precision: Precision = None,
     set: Sets = None,
     tokens: Annotated[float | None, typer.Option(metavar="N", help="Tokens to train on.", show_default=False)] = None,
-    deadline: Annotated[float | None, typer.Option(metavar="DAYS", help="For --tokens.", show_default=False)] = None,
-    budget: Annotated[float | None, typer.Option(metavar="USD", help="For --tokens.", show_default=False)] = None,
+    deadline: Annotated[
+        float | None, typer.Option(metavar="DAYS", help="Most days for --tokens.", show_default=False)
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="USD", help="Most for --tokens; GPUs need a price.", show_default=False)
+    ] = None,
     max_memory: Annotated[
         float | None, typer.Option(metavar="GB", help="Of a GPU. Default: all it has.", show_default=False)
     ] = None,
@@ -150,7 +154,7 @@ def plan(
             raise SimpipeError(f"--{name} is {amount:g}; it takes a finite number above 0")
     limits = search.Limits(max_memory, deadline, budget)
     check_outs(out or [])
-    search.check(given)
+    search.check(given, limits)
     with execution.executor_of(executor, workers, search.WAVE) as (pool, _), search.progress() as heard:
         outcome = search.search(given, limits, pool, heard)
     turned = advice.sensitivity(outcome.ranked[: 1 + advice.RUNNERS_UP])

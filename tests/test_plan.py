@@ -151,6 +151,8 @@ def check_advice(outcome: search.Outcome) -> None:
     assert all(share <= 1e-9 for share in shares.values())
     text = "\n".join(advice.describe(outcome, turned, None))
     assert "Pareto front" in text
+    assert "the best, the runners-up and the front have tp=1 cp=1 ep=1 " in text
+    assert text.count("tp=1") == 1
 
 
 @pytest.mark.parametrize(
@@ -220,6 +222,7 @@ def test_plan_recommends_and_draws(tmp_path: Path) -> None:
     [
         ([], "plan needs --model"),
         (["--deadline", 3], "--deadline and --budget are for training on --tokens; give them"),
+        (["--budget", 3, "--tokens", 1e9], "the budget needs a price, and h100 has none; give price_usd_per_gpu_hour"),
         (["--max-memory", 1], "candidates is left"),
         (["--set", "tp=7"], "no layout of 8 GPUs is possible"),
         (["--set", "lengths=[1024]"], "lengths goes with one layout, and many are searched"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -44,13 +44,10 @@ def why(found: Found, best: Found) -> str:
     return f"{behind:.3g} s slower: " + ", ".join(told)
 
 
-def name_of(row: Row) -> str:
-    """A candidate by what was chosen."""
-    chosen = {key: row[key] for key in SIZES if row.get(key) is not None}
-    kept = _told(chosen.pop("recompute", []))
-    return " ".join(
-        [str(chosen.pop("schedule")), *(f"{key}={value}" for key, value in chosen.items()), f"recompute={kept}"]
-    )
+def name_of(row: Row, without: Collection[str] = ()) -> str:
+    """A candidate by what was chosen, some keys left out."""
+    chosen = {key: row[key] for key in SIZES if key not in without and row.get(key) is not None}
+    return " ".join([str(row["schedule"]), *(f"{key}={_told(chosen[key])}" for key in chosen if key != "schedule")])
 
 
 def change(row: Row, best: Row) -> str:
@@ -180,23 +177,42 @@ def facts(outcome: Outcome, turned: list[tuple[str, float, int]], about: Interva
 
 def describe(outcome: Outcome, turned: list[tuple[str, float, int]], about: Interval | None) -> list[str]:
     """The recommendation in lines: the best and the runners-up, the front, what one change makes, the sensitivity."""
-    ranked, best = outcome.ranked, outcome.ranked[0]
-    lines = [counted(outcome), "", _HEAD]
-    lines += [_line(number, one, best) for number, one in enumerate(ranked[: 1 + RUNNERS_UP], 1)]
+    ranked, best, front = outcome.ranked, outcome.ranked[0], outcome.front
+    first, *others = [one.row for one in (*ranked[: 1 + RUNNERS_UP], *front)]
+    alike = [key for key in SIZES if key != "schedule" and all(row.get(key) == first.get(key) for row in others)]
+    given = [f"{key}={_told(first[key])}" for key in alike if first.get(key) is not None]
+    lines = [counted(outcome), *([f"the best, the runners-up and the front have {' '.join(given)}"] if given else [])]
+    lines += ["", _HEAD]
+    lines += [
+        _line(number, one, best, name_of(one.row, alike)) for number, one in enumerate(ranked[: 1 + RUNNERS_UP], 1)
+    ]
+    lines += _amounts(best)
     lines += ["", "Pareto front of step time, memory and GPUs, of what was simulated:"]
-    lines += [_line(None, one, best, name_of(one.row)) for one in outcome.front]
+    lines += [_line(None, one, best, name_of(one.row, alike)) for one in front]
     lines += ["", "what one change makes of the best:"]
     lines += [_line(None, one, best, change(one.row, best.row)) for one in neighbours(outcome)]
     lines += ["", f"what {CHANGE - 1:.0%} change of the best step, a task for each slot:"]
-    for name, share, first in turned:
-        other = "" if first == 0 else f"; then the best is {name_of(ranked[first].row)}"
+    for name, share, place in turned:
+        other = f"; then number {place + 1} is the best" if place else ""
         lines.append(f"  {name:<30}{share:+7.2%}{other}")
     if about:
         within = [number for number, one in enumerate(ranked[1:], 2) if one.result["step_time_s"] <= about.high]
         ends = f"{about.low:.4g} to {about.high:.4g} s"
         lines += ["", f"by the profile's fits, {about.level:.0%} of {about.draws} draws of the best end within {ends}"]
-        lines += [f"  of the others here, numbers 2 to {within[-1]} are within that"] if within else []
+        few = f"numbers 2 to {within[-1]} are" if within[1:] else "number 2 is"
+        lines += [f"  of the others that were run in full, {few} within that"] if within else []
     return lines
+
+
+def _amounts(best: Found) -> list[str]:
+    """What the best takes for the tokens to train on, if those are given, as a line."""
+    result, tokens = best.result, best.row.get("token_budget")
+    if tokens is None or "days" not in result:
+        return []
+    cost = f", {result['cost_usd']:,.0f} USD" if "cost_usd" in result else ""
+    return [
+        f"    {tokens:.4g} tokens take the best {result['days']:.4g} days, {result['gpu_hours']:,.0f} GPU-hours{cost}"
+    ]
 
 
 def counted(outcome: Outcome) -> str:
@@ -211,10 +227,9 @@ def counted(outcome: Outcome) -> str:
 _HEAD = f"{'':>4}{'step':>9}{'MFU':>8}{'bubble':>8}{'exposed':>10}{'memory':>9}"
 
 
-def _line(number: int | None, one: Found, best: Found, label: str = "") -> str:
+def _line(number: int | None, one: Found, best: Found, text: str) -> str:
     result = one.result
     place = f"{number:>3} " if number else "    "
-    text = label or name_of(one.row)
     because = "" if one is best else f"  [{why(one, best)}]"
     if "step_time_s" not in result:
         return f"{place}{'':>44}  {text}{because}"

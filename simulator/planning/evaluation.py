@@ -235,7 +235,7 @@ def money(row: Mapping[str, Any], found: Row) -> Row:
             raise SimpipeError(f"{key} must be a number from 0 to {most:g}, not {value!r}")
     if not gpus or not rate:
         return {}
-    price = row["price_usd_per_gpu_hour"] if "price_usd_per_gpu_hour" in row else _price(row)
+    price = price_of(row)
     each = gpus / rate / 3600  # GPU-hours a token
     amounts: Row = {"gpu_hours_per_trillion_tokens": each * 1e12}
     if price is not None:
@@ -248,6 +248,7 @@ def money(row: Mapping[str, Any], found: Row) -> Row:
     return amounts
 
 
-def _price(row: Mapping[str, Any]) -> float | None:
-    """The price of the row's hardware, where its profile has one."""
-    return load_cluster(str(row["hardware"])).price if "hardware" in row else None
+def price_of(row: Mapping[str, Any]) -> float | None:
+    """USD of a GPU-hour: the row's, or that of its hardware's profile, if it has one."""
+    own: float | None = row.get("price_usd_per_gpu_hour")
+    return load_cluster(str(row["hardware"])).price if own is None and "hardware" in row else own

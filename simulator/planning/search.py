@@ -34,7 +34,7 @@ from simpipe.simulator.costs.parallel import Stage, is_whole
 from simpipe.simulator.costs.stack import load_stack
 from simpipe.simulator.efficiency import GB
 from simpipe.simulator.errors import SimpipeError, nearest, show
-from simpipe.simulator.planning.evaluation import OK, evaluated, scenario_of, untimed
+from simpipe.simulator.planning.evaluation import OK, evaluated, price_of, scenario_of, untimed
 from simpipe.simulator.planning.sweep import impossible, without_numbers
 from simpipe.simulator.planning.tables import Row
 from simpipe.simulator.scenario import KEYS, Loaded
@@ -51,7 +51,7 @@ CHUNK = 4
 LONG = 16_384
 """Tokens of a sequence from which context parallelism is among the choices."""
 
-MARGIN = 1.02
+MARGIN = 1.04
 """How much longer a step may take in full than with a task for each slot."""
 
 FINER = 6
@@ -321,7 +321,7 @@ def form_of(schedule: str) -> Form:
 # The search.
 
 
-def check(given: Row) -> None:
+def check(given: Row, limits: Limits) -> None:
     """Refuse what no scenario takes, before anything is searched. Raises SimpipeError."""
     known = [*KEYS, "token_budget", "price_usd_per_gpu_hour"]
     for key in given:
@@ -333,6 +333,8 @@ def check(given: Row) -> None:
         if not is_whole(given[key]) or given[key] < 1:
             raise SearchError(f"{key} must be a whole number, at least 1, not {show(given[key])}")
     load_model(given["model"]), load_cluster(given["hardware"])
+    if limits.cost_usd is not None and price_of(given) is None:
+        raise SearchError(f"the budget needs a price, and {given['hardware']} has none; give price_usd_per_gpu_hour")
 
 
 @contextmanager
@@ -360,7 +362,7 @@ def search(
 
     heard: called with how many candidates are settled. Raises SearchError where none is left.
     """
-    check(given)
+    check(given, limits)
     some, pruned = candidates(given)
     outcome = Outcome([], pruned, len(some))
     if not some:
