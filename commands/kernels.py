@@ -55,7 +55,7 @@ def tune_comm(
     """
     from simpipe.simulator import tuning, views
     from simpipe.simulator.scenario import published
-    from simpipe.simulator.views import console, landscape
+    from simpipe.simulator.views import landscape
 
     flags = modelled_flags(locals())
     views.check_endings(out or [], (".yaml", *landscape.ENDINGS_OF_MAPS))
@@ -70,14 +70,7 @@ def tune_comm(
     if json:
         print_json(tuning.to_dict(found))
     else:
-        lines = [
-            tuning.headline(found),
-            "",
-            *console.table(tuning.HEADER, tuning.rows(found)),
-            "",
-            *tuning.caveat(found),
-        ]
-        print("\n".join([*lines, *(f"wrote {path}" for path in outs)]))
+        print("\n".join([*landscape.text(found), *(f"wrote {path}" for path in outs)]))
 
 
 def _heard(done: int, total: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from simpipe.simulator import tuning
 from simpipe.simulator.scenario import Scenario
+from simpipe.simulator.views import landscape
 
 found = tuning.tune(Scenario.read(Path(__file__).parent / "deepseek_v3.yaml"))
 named = {"shortest slot": found.best, "fastest exchange": found.fastest, "as in the scenario": found.given}
@@ -19,4 +20,4 @@ tried = {each.setting: each.slot for each in found.tried}
 print("\nslot in ms by SMs, chunks of 8: dynamic and static warps")
 for sms in (4, 8, 12, 20, 32):
     print(f"{sms:>3}", *(f"{tried[tuning.KernelSetting(sms, warps, 8)] * 1e3:6.1f}" for warps in tuning.WARPS))
-print("", *tuning.caveat(found), sep="\n")
+print("", *landscape.caveat(found), sep="\n")

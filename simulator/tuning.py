@@ -199,41 +199,6 @@ def _program(timed: str) -> tuple[Program, Ints]:
     return program, own[sizes == sizes.max()]
 
 
-def headline(found: Landscape) -> str:
-    """What was tuned for, in words."""
-    scenario, parallel = found.scenario, found.scenario.parallel
-    what = f"{scenario.model} on {scenario.hardware}, ep {parallel.ep}, {found.tokens:,} tokens"
-    return f"{what}: {found.timed} of {LAYERS} layers under {len(found.tried)} settings"
-
-
-def caveat(found: Landscape) -> list[str]:
-    """What the shortest slot owes to an assumption, in a sentence; none where it owes nothing."""
-    if found.unslowed is None:
-        return []
-    (sms, warps, chunk), exponent = found.unslowed.setting, found.scenario.load().cluster.exchange.l2_exponent
-    return [
-        f"How much chunks that fill the L2 cache slow computation is assumed ({SLOWING} = {exponent:g}); if they did "
-        f"not, the shortest slot, {found.unslowed.slot * 1e3:.2f} ms, would have {sms} SMs, {warps} warps and chunks "
-        f"of {chunk}."
-    ]
-
-
-HEADER = ("", "SMs", "warps", "chunk", "slot", "over shortest", "dispatch + combine alone")
-
-
-def rows(found: Landscape) -> list[tuple[str, ...]]:
-    """The settings with a name, as text under HEADER."""
-    named = {"shortest slot": found.best, "of static warps": found.static}
-    named |= {"fastest exchange": found.fastest, "as given": found.given}
-    return [
-        (
-            *(label, *map(str, tried.setting), f"{tried.slot * 1e3:.2f} ms"),
-            *(f"{tried.slot / found.best.slot - 1:+.1%}", f"{tried.communication * 1e3:.2f} ms"),
-        )
-        for label, tried in named.items()
-    ]
-
-
 def to_dict(found: Landscape) -> dict[str, Any]:
     """The result as plain values, seconds."""
 

@@ -75,11 +75,11 @@ def test_what_an_assumption_decides_is_told(found: Landscape) -> None:
     assert found.unslowed is not None
     assert found.unslowed.slot < found.best.slot
     assert found.unslowed.setting.chunk_tokens > found.best.setting.chunk_tokens
-    (told,) = tuning.caveat(found)
+    (told,) = landscape.caveat(found)
     assert "exchange.l2_exponent = 0.1" in told
     assert f"{found.unslowed.slot * 1e3:.2f} ms" in told
     assert tuning.to_dict(found)["best_if_l2_slows_nothing"]["slot_seconds"] == found.unslowed.slot
-    assert tuning.caveat(found._replace(unslowed=None)) == []
+    assert landscape.caveat(found._replace(unslowed=None)) == []
 
 
 def test_the_slot_takes_what_it_does_in_a_pipeline(found: Landscape) -> None:
@@ -108,7 +108,7 @@ def test_a_schedule_without_overlapped_slots_is_tuned_for_those_it_has(
     monkeypatch.setattr(tuning, "CHUNKS", (8,))
     chained = tune(Scenario.of(completed(ASKED | {"schedule": schedule, "gpus": 128})))
     assert chained.timed == timed
-    assert f": {timed} of 4 layers under 4 settings" in tuning.headline(chained)
+    assert f": {timed} of 4 layers under 4 settings" in landscape.headline(chained)
     few, more = (by_setting(chained)[KernelSetting(sms, "dynamic", 8)] for sms in (4, 20))
     assert chained.best == more
     exposed = 4 * (few.communication - more.communication)
@@ -127,7 +127,7 @@ def test_the_landscape_is_written_and_the_scenario_reads_back(
     assert ran.exit_code == 0, ran.output
     assert "shortest slot" in ran.output
     assert Scenario.read(outs[-1]) == found.tuned
-    assert tuning.caveat(found)[0] in ran.output
+    assert landscape.caveat(found)[0] in ran.output
     page = Path(outs[0]).read_text()
     assert "dynamic warps" in page
     assert f"{found.best.slot * 1e3:.2f} ms" in page

@@ -163,7 +163,8 @@ class Parallel:
     sequence_parallel: whether norms split the sequence over the tensor parallel GPUs.
     redundant_experts: of each layer, those that lie on one more GPU of the expert parallel group, with gradients and
     optimizer states of their own. expert_imbalance: tokens of the fullest expert parallel GPU over the mean, or what
-    `Load.of` reads. layer_imbalance: the same of each layer with experts, instead of the one figure for all.
+    `Load.of` reads. layer_imbalance: the same of each layer with experts, instead of the one figure for all. Memory
+    then takes one GPU to be the fullest in every layer: an upper bound.
     stage_layers: layers of each stage, as `stages` reads them; its key is `layers`.
 
     Raises ParallelError, one sentence with the numbers, for anything that does not fit.

@@ -1,4 +1,6 @@
-"""A tuning's landscape: the slot by SMs and chunk, a map for each way of sharing warps, as a picture or a page."""
+"""A tuning's landscape: on the terminal in short; the slot by SMs and chunk, a map for each way of sharing warps, as a
+picture or a page.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ import numpy as np
 
 from simpipe.simulator.files import atomic
 from simpipe.simulator.kernels import Floats
-from simpipe.simulator.tuning import CHUNKS, HEADER, WARPS, Landscape, caveat, headline, rows
-from simpipe.simulator.views import document, ending, picture
+from simpipe.simulator.tuning import CHUNKS, LAYERS, SLOWING, WARPS, Landscape
+from simpipe.simulator.views import console, document, ending, picture
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -22,6 +24,46 @@ MOST = 15.0
 """Per cent over the shortest slot where the colours end."""
 
 MARKS = (("shortest slot", "*", "star"), ("fastest exchange", "^", "triangle-up"), ("as given", "o", "circle-open"))
+
+
+def text(found: Landscape) -> list[str]:
+    """The terminal's table."""
+    return [headline(found), "", *console.table(HEADER, rows(found)), "", *caveat(found)]
+
+
+def headline(found: Landscape) -> str:
+    """What was tuned for, in words."""
+    scenario, parallel = found.scenario, found.scenario.parallel
+    what = f"{scenario.model} on {scenario.hardware}, ep {parallel.ep}, {found.tokens:,} tokens"
+    return f"{what}: {found.timed} of {LAYERS} layers under {len(found.tried)} settings"
+
+
+def caveat(found: Landscape) -> list[str]:
+    """What the shortest slot owes to an assumption, in a sentence; none where it owes nothing."""
+    if found.unslowed is None:
+        return []
+    (sms, warps, chunk), exponent = found.unslowed.setting, found.scenario.load().cluster.exchange.l2_exponent
+    return [
+        f"How much chunks that fill the L2 cache slow computation is assumed ({SLOWING} = {exponent:g}); if they did "
+        f"not, the shortest slot, {found.unslowed.slot * 1e3:.2f} ms, would have {sms} SMs, {warps} warps and chunks "
+        f"of {chunk}."
+    ]
+
+
+HEADER = ("", "SMs", "warps", "chunk", "slot", "over shortest", "dispatch + combine alone")
+
+
+def rows(found: Landscape) -> list[tuple[str, ...]]:
+    """The settings with a name, as text under HEADER."""
+    named = {"shortest slot": found.best, "of static warps": found.static}
+    named |= {"fastest exchange": found.fastest, "as given": found.given}
+    return [
+        (
+            *(label, *map(str, tried.setting), f"{tried.slot * 1e3:.2f} ms"),
+            *(f"{tried.slot / found.best.slot - 1:+.1%}", f"{tried.communication * 1e3:.2f} ms"),
+        )
+        for label, tried in named.items()
+    ]
 
 
 def write_landscape(found: Landscape, path: Path) -> None:

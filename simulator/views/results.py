@@ -99,7 +99,11 @@ def write(rows: Sequence[Row], columns: Sequence[str], title: str, path: Path) -
 
     Raises OutputError.
     """
-    (_write_page if path.suffix.lower() == ".html" else _write_picture)(rows, columns, title, path)
+    if path.suffix.lower() == ".html":
+        _write_page(rows, columns, title, path)
+    else:
+        with atomic(path) as draft, picture.style():
+            picture.save(_draw(rows, title), draft)
 
 
 def _write_page(rows: Sequence[Row], columns: Sequence[str], title: str, path: Path) -> None:
@@ -180,12 +184,6 @@ def figure(rows: Sequence[Row], best: Sequence[int]) -> go.Figure:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, told apart by everyone."""
-
-
-def _write_picture(rows: Sequence[Row], columns: Sequence[str], title: str, path: Path) -> None:
-    """Write the Pareto plot as PNG or SVG."""
-    with atomic(path) as draft, picture.style():
-        picture.save(_draw(rows, title), draft)
 
 
 def _draw(rows: Sequence[Row], title: str) -> Figure:
