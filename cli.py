@@ -93,6 +93,13 @@ def version(
     """Simulate pipeline-parallel training: timelines, bubbles and why they are there, memory."""
 
 
+def _root(error: BaseException) -> BaseException:
+    """What an error came of in the first place."""
+    while error.__cause__:
+        error = error.__cause__
+    return error
+
+
 def main() -> None:
     """Run the command line. A user's mistake is one sentence on stderr and exit status 2."""
     for name in ("stdout", "stderr"):
@@ -122,6 +129,8 @@ def main() -> None:
         if not isinstance(error, BrokenPipeError):  # or the reader of a pipe has left
             print(f"simpipe: standard output cannot be written: {error.strerror}", file=sys.stderr)
     except Exception as error:
+        if isinstance(_root(error), KeyboardInterrupt):  # Numba's compiled code turns it into a SystemError
+            sys.exit(130)
         # typer's own errors of usage, which it has under different names in different versions
         if not hasattr(error, "format_message"):
             raise

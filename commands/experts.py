@@ -40,7 +40,12 @@ Strategies = Annotated[
 Share = Annotated[float, typer.Option(metavar="X", help="In units of an affinity, which lies between 0 and 1.")]
 
 
+OF_ROUTING = ("strategy", "steps", "tokens", "sequences", "seen", "skew", "topic", "noise", "drift", "seed")
+"""Arguments that say how loads come about."""
+
+
 def moe(
+    context: typer.Context,
     scenario: File = None,
     model: ModelName = None,
     hardware: Hardware = None,
@@ -89,13 +94,15 @@ def moe(
     sample = study.sample(tokens, sequences)
     plan = study.planned(layout, ranks, steps, sample, seen)
     if loads is not None:
-        if strategy:
-            raise SimpipeError("--loads are what experts got; leave --strategy out")
-        counts = recorded.read(loads, shape.layers - shape.dense_layers, router.experts)
+        for name in OF_ROUTING:
+            source = context.get_parameter_source(name)
+            if source and source.name == "COMMANDLINE":
+                raise SimpipeError(f"--loads are what experts got; leave --{name} out")
+        counts = recorded.read(loads, shape.layers - shape.dense_layers, router.experts, router.topk)
         found = study.recorded(shape, counts, plan._replace(steps=1), placing, chosen)
     else:
         affinities = Affinities(skew, topic, noise, drift).check()
-        names = strategy or study.COMPARED
+        names = list(dict.fromkeys(strategy or study.COMPARED))
         found = study.run(shape, affinities, names, plan, placing, seed, workers(), chosen, _progress(steps))
     for path in out or []:
         views.write(found, path)

@@ -14,7 +14,9 @@ def kv(
     model: ModelName = None,
     hardware: Hardware = None,
     batch: Annotated[int, number("Requests on each GPU, as two micro-batches of half as many. Default: 64.")] = 64,
-    context: Annotated[int, number("Tokens of each request. Default: 4096.")] = 4096,
+    context: Annotated[
+        int | None, number("Tokens of each request. Default: 4096, or as many as the model has positions for.")
+    ] = None,
     ep: Annotated[
         int | None, number("GPUs that experts are spread over. Default: one expert a GPU, or one rack of NVLink.")
     ] = None,
@@ -36,7 +38,8 @@ def kv(
     shape, machine = load_model(model), load_cluster("h800" if hardware is None else hardware)
     spread = inference.spread(shape, machine) if ep is None else ep
     kept = inference.weights_of(machine) if weights is None else weights
-    serving = inference.Serving(shape, machine, batch, context, spread, tp, kept, cache)
+    tokens = min(4096, shape.positions or 4096) if context is None else context
+    serving = inference.Serving(shape, machine, batch, tokens, spread, tp, kept, cache)
     found = inference.caches(serving)
     print_json([each.to_dict() for each in found]) if json else print("\n".join(views.text(serving, found)))
 

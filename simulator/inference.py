@@ -63,6 +63,9 @@ class Serving:
             raise SimpipeError(f"ep = {self.ep}, but {self.model.name} has no experts: it takes 1")
         check_multiple(f"experts of {self.model.name}", routed, ep=self.ep)
         check_multiple("attention.heads", self.model.attention.heads, tp=self.tp)
+        if self.model.positions and self.context > self.model.positions:
+            positions = f"{self.model.positions} positions of {self.model.name}"
+            raise SimpipeError(f"context = {self.context} exceeds the {positions}")
         self.cluster.peak(self.weights)
 
     @property

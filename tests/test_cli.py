@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from simpipe import cli
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -354,3 +356,18 @@ def test_a_closed_pipe_is_no_error() -> None:
     run = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert run.stdout.startswith("rank 0")
     assert "Traceback" not in run.stderr
+
+
+def test_an_interrupt_inside_compiled_code_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba hands one on as the cause of a SystemError."""
+
+    def interrupted(**_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 130

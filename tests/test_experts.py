@@ -314,7 +314,7 @@ def test_copies_take_turns_and_lighten_the_fullest_gpu() -> None:
 def test_recorded_loads_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "loads.csv"
     path.write_text("layer,expert,tokens\n0,1,5\n0,0,3\n")
-    assert recorded.read(path, 1, 2).tolist() == [[3, 5]]
+    assert recorded.read(path, 1, 2, 1).tolist() == [[3, 5]]
 
 
 @pytest.mark.parametrize(
@@ -326,13 +326,14 @@ def test_recorded_loads_are_read_back(tmp_path: Path) -> None:
         ("layer,expert,tokens\n0,9,3\n", "line 2: expert must be a whole number below 2, not '9'"),
         ("layer,expert,tokens\n0,0,x\n", "tokens must be a whole number"),
         ("layer,expert,tokens\n0,0,0\n0,1,0\n", "layer 0 has no tokens"),
+        ("layer,expert,tokens\n0,0,3\n0,1,4\n", "expert 1 of layer 0 has 4 of 7 tokens; at most one in 2"),
     ],
 )
 def test_bad_recorded_loads_are_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "loads.csv"
     path.write_text(text)
     with pytest.raises(SimpipeError, match=sentence):
-        recorded.read(path, 1, 2)
+        recorded.read(path, 1, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -473,6 +474,8 @@ def test_a_layout_says_how_a_study_runs() -> None:
         (("--model", "deepseek-v3", "--set", "redundant_experts=3"), "redundant_experts = 3 is not a multiple of ep"),
         (("--model", "mixtral-8x7b", "--hardware", "h100"), "give a scenario file"),
         (("--model", "mixtral-8x7b", "--loads", "none.csv"), "none.csv cannot be read"),
+        (("--model", "mixtral-8x7b", "--loads", "none.csv", "--seed", "1"), "leave --seed out"),
+        (("--model", "mixtral-8x7b", "--loads", "none.csv", "--strategy", "none"), "leave --strategy out"),
         (("--model", "mixtral-8x7b", "--out", "x.pdf"), "its ending names no format"),
         (("--model", "mixtral-8x7b", "--redundant", "3"), "not a multiple of ep"),
         (("--model", "mixtral-8x7b", "--placement", "odd"), "--placement is 'odd'"),

@@ -96,6 +96,7 @@ def test_tensor_parallelism_splits_heads_but_not_a_latent_vector() -> None:
         ({"ep": 3}, "not a multiple of ep"),
         ({"tp": 3}, "not a multiple of tp"),
         ({"model": load_model("llama3-8b")}, "has no experts"),
+        ({"model": load_model("gpt3-175b"), "ep": 1, "context": 2049}, "2049 exceeds the 2048 positions of gpt3-175b"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(change: dict[str, object], sentence: str) -> None:

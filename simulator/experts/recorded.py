@@ -16,8 +16,10 @@ COLUMNS = ("layer", "expert", "tokens")
 MOST = 10**15
 
 
-def read(path: str | Path, layers: int, experts: int) -> Ints:
+def read(path: str | Path, layers: int, experts: int, topk: int) -> Ints:
     """(layers, experts) tokens of a .csv file with COLUMNS, a row for each expert; further columns are read over.
+
+    topk: different experts that each token goes to, so that one of them gets at most 1/topk of a layer's.
 
     Raises SimpipeError, one sentence with file and row.
     """
@@ -42,6 +44,11 @@ def read(path: str | Path, layers: int, experts: int) -> Ints:
         raise SimpipeError(f"{path} lacks expert {expert} of layer {layer}; the model has {layers} x {experts}")
     if (loads.sum(1) == 0).any():
         raise SimpipeError(f"{path}: layer {int(np.argmin(loads.sum(1)))} has no tokens")
+    if (loads.max(1) * topk > loads.sum(1)).any():
+        layer = int(np.argmax(loads.max(1) * topk > loads.sum(1)))
+        most, total = int(loads[layer].max()), int(loads[layer].sum())
+        what = f"expert {int(loads[layer].argmax())} of layer {layer} has {most} of {total} tokens"
+        raise SimpipeError(f"{path}: {what}; at most one in {topk} can be, as a token goes to {topk} different experts")
     return loads
 
 

@@ -47,8 +47,11 @@ def notes(study: Study) -> list[str]:
     over = f"layers and the last {min(LAST, study.plan.steps)} steps" if several else "layers"
     lines = [
         f"violation: tokens of the fullest expert over the mean, less 1, mean over {over}",
+        "micro-batch: the same of the tokens of one micro-batch, mean over layers",
         "GPU load: tokens of the fullest GPU over the mean, for one micro-batch; it sets the experts' pace",
     ]
+    if any(outcome.history.moved for outcome in study.outcomes):
+        lines.append("popularity moved: how far losses have pushed affinities together, over the skew between experts")
     if several:
         lines[0] += f"; drawing {tokens:,} tokens a step alone gives about {study.sampling:.2f}"
     if study.balanced_s is not None:

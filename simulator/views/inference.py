@@ -22,9 +22,10 @@ def text(serving: Serving, found: list[Cache]) -> list[str]:
     """The terminal's table."""
     model, cluster = serving.model.name, serving.cluster.name
     spread = f", experts over {serving.ep} GPUs" if serving.ep > 1 else ""
-    each = f"each {serving.tp} GPUs" if serving.tp > 1 else "each GPU"
+    each = f"each group of {serving.tp} GPUs" if serving.tp > 1 else "each GPU"
+    requests = "1 request" if serving.batch == 1 else f"{serving.batch} requests"
     lines = [
-        f"{model} on {cluster}{spread}: on {each} {serving.batch} requests of {serving.context:,} tokens, cache in "
+        f"{model} on {cluster}{spread}: on {each} {requests} of {serving.context:,} tokens, cache in "
         f"{serving.cache}, weights in {serving.weights}",
         "",
         *console.table(HEADER, cells(found)),
@@ -45,12 +46,14 @@ def cells(found: list[Cache]) -> list[list[str]]:
             console.size(cache.cache_bytes) + ("" if cache.fits else " !"),
             console.size(cache.weight_bytes),
             f"{cache.longest_context:,}",
-            *(_ms(seconds) for seconds in cache.decode),
-            _ms(cache.decode.hidden),
+            *(_time(seconds) for seconds in cache.decode),
+            _time(cache.decode.hidden),
         ]
         for cache in found
     ]
 
 
-def _ms(seconds: float) -> str:
+def _time(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:,.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
     return f"{1e3 * seconds:.3g} ms" if seconds else "-"
