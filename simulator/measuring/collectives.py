@@ -11,6 +11,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.measuring import processes
 from simpipe.simulator.measuring.kernels import LEAST, Timing, timed
 
 OPERATORS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
@@ -41,7 +42,7 @@ def measure(operator: str, ranks: int, device: str) -> list[Sized]:
     """One of OPERATORS among as many processes; the slowest of them counts. Raises SimpipeError where one fails."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            multiprocessing.spawn(_rank, (operator, ranks, device, folder), nprocs=ranks)
+            processes.together(_rank, (operator, ranks, device, folder), ranks)
         except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
             why = str(error).strip().splitlines()[-1][:200]
             raise SimpipeError(f"{operator} among {ranks} processes failed: {why}") from None

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 from torch.distributed import pipelining
 from torch.distributed.pipelining import _backward, schedules
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from simpipe.simulator.costs.given import Costs
 from simpipe.simulator.costs.model import Model
 from simpipe.simulator.costs.parallel import Parallel, stages
+from simpipe.simulator.measuring import processes
 from simpipe.simulator.measuring.chunks import Chunk, check
 from simpipe.simulator.program import Action, Kind, Program
 
@@ -101,7 +102,7 @@ def run(model: Model, names: Sequence[str], size: Size, profiles: Path | None = 
     """
     check(model)
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_rank, (size, model, list(names), folder, profiles), nprocs=size.ranks)
+        processes.together(_rank, (size, model, list(names), folder, profiles), size.ranks)
         found = [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(size.ranks)]
     runs = []
     for name, parts in zip(names, zip(*found, strict=True), strict=True):
