@@ -33,7 +33,9 @@ def calibrate(
     classes: Annotated[
         str | None, words("Patterns of kernels' and ranges' names (.toml), tried before simpipe's own.", "FILE")
     ] = None,
-    template: Annotated[bool, typer.Option("--template", help="Print a template of the table of timings.")] = False,
+    template: Annotated[
+        bool, typer.Option("--template", help="Print a template of the table of timings, or write it to --out as .csv.")
+    ] = False,
     json: Json = False,
     out: Annotated[
         list[str] | None,
@@ -41,23 +43,31 @@ def calibrate(
     ] = None,
 ) -> None:
     """Fit a machine's profile to timings, half of them; report how far off it is on the other half."""
+    from simpipe.simulator.files import atomic, check_apart
+    from simpipe.simulator.views import check_endings
+
     if template:
         from simpipe.simulator.calibration.readers.csv_table import TEMPLATE
 
-        print(TEMPLATE, end="")
+        check_endings(out or [], (".csv",))
+        for path in map(Path, out or []):
+            with atomic(path) as draft:
+                draft.write_text(TEMPLATE, encoding="utf-8", newline="\n")
+        print("\n".join(f"wrote {path}" for path in out) if out else TEMPLATE.rstrip())
         return
     if not sources:
         raise SimpipeError("there is nothing to calibrate to: name files of timings (`simpipe calibrate --template`)")
     from simpipe.simulator.calibration import calibrate as calibrations
     from simpipe.simulator.calibration import report
-    from simpipe.simulator.files import atomic
     from simpipe.simulator.scenario import Scenario
-    from simpipe.simulator.views import check_endings
     from simpipe.simulator.yaml_file import yaml_text
 
     check_endings(out or [], (".toml", ".yaml", ".yml", ".html"))
+    check_apart(out or [], [*sources, base, *filter(None, (scenario, classes))])
     loaded = Scenario.read(scenario).load() if scenario else None
     found = calibrations.calibrate(sources, base, loaded, classes)
+    if not found.curves:
+        check_endings(out or [], (".toml", ".html"))  # no other file of costs is read
     for path in map(Path, out or []):
         if path.suffix.lower() == ".html":
             report.write(found, path)

@@ -190,15 +190,14 @@ def run_job(
 def check_outs(outs: list[str], views: bool = True, source: str | None = None) -> None:
     """Refuse, before anything is computed, outputs whose endings name no format, that have no folder, or that are the
     table that is read."""
-    from simpipe.simulator.files import check_place
+    from simpipe.simulator.files import check_apart, check_place
     from simpipe.simulator.planning import tables
 
     for out in map(Path, outs):
         if not views or out.suffix.lower() not in VIEWS:
             tables.ending_of(out, OutputError)
         check_place(out)
-        if source is not None and out.exists() and Path(source).exists() and out.samefile(source):
-            raise OutputError(f"{out} cannot be written: it is the table that is read; name another")
+    check_apart(outs, [source] if source is not None else [])
 
 
 def write_rows(out: str, columns: Iterable[str], rows: Iterable[dict[str, Any]], sheet: Sheet) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +26,14 @@ def check_place(path: Path) -> None:
             raise OutputError(f"{path} cannot be written: its folder takes no new files")
     except OSError as error:  # a name that is too long
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def check_apart(outs: Iterable[str | Path], read: Iterable[str | Path]) -> None:
+    """Refuse, before any work, to write over one of the files that are read. Raises OutputError."""
+    there = [Path(path) for path in read if os.path.exists(path)]
+    for out in outs:
+        if os.path.exists(out) and any(path.samefile(out) for path in there):
+            raise OutputError(f"{out} cannot be written: it is read; name another")
 
 
 @contextmanager

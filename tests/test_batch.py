@@ -354,7 +354,7 @@ def test_bad_and_good_rows_go_on_together(tmp_path: Path) -> None:
         (["cases.csv", "--out", f"{'x' * 300}.csv"], f"{'x' * 300}.csv cannot be written: File name too long"),
         (
             ["cases.csv", "--out", "cases.csv"],
-            "cases.csv cannot be written: it is the table that is read; name another",
+            "cases.csv cannot be written: it is read; name another",
         ),
         (["--template", "--out", "no/r.csv"], "no/r.csv cannot be written: there is no folder no"),
         (

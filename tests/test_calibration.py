@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from simpipe.cli import app
 from simpipe.simulator.calibration import calibrate, classes, curves, fitting, readers, trace, writing
 from simpipe.simulator.calibration.readers import csv_table
 from simpipe.simulator.calibration.timings import Timings, TimingsError, checked, write_shape
@@ -187,8 +189,17 @@ def test_the_template_is_read(tmp_path: Path) -> None:
         ("gemm,m=1 n=2 k=3,bf16,nan", "line 2: seconds is a time of more than 0 and less than 1e6 s, not 'nan'"),
         ("gemm,m=1 n=2 k=3,bf16,-1e-5", "line 2: seconds is .* not '-1e-5'"),
         ("gemm,m=1 n=2 k=3,bf16,fast", "line 2: seconds is .* not 'fast'"),
-        ("gemm,m=1 n=2,bf16,1e-5", "line 2: shape is of the form 'm=... n=... k=...', not 'm=1 n=2'"),
+        ("gemm,m=1 n=2,bf16,1e-5", "form 'm=... n=... k=...' of whole numbers above 0, not 'm=1 n=2'"),
         ("gemm,m=-1 n=2 k=3,bf16,1e-5", "line 2: shape is of the form"),
+        ("gemm,m=0 n=2 k=3,bf16,1e-5", "line 2: shape is .* not 'm=0 n=2 k=3'"),
+        (
+            "attention_forward,batch=1 heads=0 kv_heads=1 queries=1 keys=1 head_dim=8 value_dim=8 causal=0,bf16,1e-5",
+            "of whole numbers, 0 only as causal, not 'batch=1 heads=0",
+        ),
+        ("memory_bound,,,1e-5", "line 2: bytes is what a memory_bound kernel reads and writes, not ''"),
+        ("all_reduce,,,1e-5,1024,2.5", "line 2: ranks is a whole number, not '2.5'"),
+        ("all_reduce,,,1e-5,1024,2,half", "line 2: tested is -1, 0 or 1, not 'half'"),
+        ("dispatch,tokens=8 hidden=8 topk=9 experts=8,fp8,1e-5,0,2,,20", "timings.csv: a token takes 1 to 8 experts"),
         ("gemmm,m=1 n=2 k=3,bf16,1e-5", "line 2: operator is one of gemm, .* not 'gemmm'"),
         ("gemm,m=1 n=2 k=3,bf17,1e-5", "format of gemm is one of bf16, .* not 'bf17'"),
         ("", "holds no timing, only a header"),
@@ -197,7 +208,7 @@ def test_the_template_is_read(tmp_path: Path) -> None:
 )
 def test_unsound_tables_are_refused(tmp_path: Path, row: str, message: str) -> None:
     path = tmp_path / "timings.csv"
-    path.write_text(f"operator,shape,format,seconds\n{row}\n")
+    path.write_text(f"operator,shape,format,seconds,bytes,ranks,tested,sms\n{row}\n")
     with pytest.raises(TimingsError, match=message) as error:
         calibrate.calibrate([str(path)], "h100")
     assert str(error.value).count("\n") == 0
@@ -552,3 +563,20 @@ def test_interference_is_what_sms_do_not_explain() -> None:
     (value,), (sigma,) = found["interference"].fit.values, found["interference"].fit.sigma
     assert value == pytest.approx(1.2, rel=0.04)
     assert sigma < 0.03
+
+
+def test_a_template_is_printed_or_written(tmp_path: Path) -> None:
+    path = tmp_path / "template.csv"
+    assert CliRunner().invoke(app, ["calibrate", "--template"]).stdout == csv_table.TEMPLATE
+    assert CliRunner().invoke(app, ["calibrate", "--template", "--out", str(path)]).stdout == f"wrote {path}\n"
+    assert path.read_text() == csv_table.TEMPLATE
+
+
+def test_nothing_that_is_read_is_written_over(tmp_path: Path) -> None:
+    """A base in whose place stands what derives from it would be lost, and of no use."""
+    base, table = tmp_path / "mine.toml", tmp_path / "timings.csv"
+    base.write_text('base = "h800"\n')
+    table.write_text(csv_table.TEMPLATE)
+    done = CliRunner().invoke(app, ["calibrate", str(table), "--base", str(base), "--out", str(base)])
+    assert str(done.exception) == f"{base} cannot be written: it is read; name another"
+    assert base.read_text() == 'base = "h800"\n'

@@ -159,6 +159,33 @@ def test_unsound_step_logs_are_refused(tmp_path: Path, text: str, message: str) 
         readers.read(str(path), RULES)
 
 
+def test_stages_are_all_timed_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("stage,F_ms,B_ms\n1,1,2\n2,3,4\n")
+    assert "F = [0.001, 0.003]" in calibrate.calibrate([str(path)], "h800").profile
+    path.write_text("stage,F_ms,B_ms\n0,1,2\n2,3,4\n")
+    with pytest.raises(TimingsError, match=r"log.csv: no B of stage 1 is timed; each stage to the last, 2, needs one"):
+        calibrate.calibrate([str(path)], "h800")
+    path.write_text("operator,shape,seconds\nF,stage=0,1\nF,stage=1,1\nI,stage=0,1\n")
+    with pytest.raises(TimingsError, match="no I of stage 1 is timed"):
+        calibrate.calibrate([str(path)], "h800")
+
+
+def test_what_one_profile_cannot_be_of_is_refused(tmp_path: Path) -> None:
+    kernels, passes = tmp_path / "kernels.csv", tmp_path / "passes.csv"
+    kernels.write_text(csv_table.TEMPLATE)
+    passes.write_text("stage,F_ms,B_ms\n0,1,2\n")
+    with pytest.raises(TimingsError, match=r"kernels.csv is of kernels, passes.csv of whole passes by stage"):
+        calibrate.calibrate([str(kernels), str(passes)], "h800")
+    first, second = export(tmp_path / "a.sqlite"), export(tmp_path / "b.sqlite")
+    with pytest.raises(TimingsError, match=r"nothing to fit: a.sqlite records no shapes: give the model"):
+        calibrate.calibrate([str(first)], "h100")
+    with sqlite3.connect(second) as tables:
+        tables.execute("update TARGET_INFO_GPU set name = 'A100'")
+    with pytest.raises(TimingsError, match=r"the traces are of H100 \(a.sqlite\), A100 \(b.sqlite\)"):
+        calibrate.calibrate([str(kernels), str(first), str(second)], "h100")
+
+
 KERNEL = {"ph": "X", "cat": "kernel", "name": "gemm", "pid": 0, "tid": 7, "ts": 1.0, "dur": 2.0,
           "args": {"stream": 7, "grid": [1, 1, 1], "correlation": 3, "device": 0}}  # fmt: skip
 

@@ -14,7 +14,7 @@ from simpipe.simulator.calibration import classes as patterns
 from simpipe.simulator.calibration import curves, match, readers, slot, writing
 from simpipe.simulator.calibration.curves import Curve
 from simpipe.simulator.calibration.slot import Slots
-from simpipe.simulator.calibration.timings import Kernels, Timings
+from simpipe.simulator.calibration.timings import Kernels, Timings, TimingsError
 from simpipe.simulator.costs.cluster import Cluster, load_cluster
 from simpipe.simulator.costs.profile import YAML_ENDINGS
 
@@ -49,7 +49,8 @@ def calibrate(
         together = Timings.together([*matched, *read])
         table = Timings.together([*matched, Timings(own)]).table
         timings = Timings(table, tuple(r for m in matched for r in m.remarks), together.traces, together.kernels)
-    if set(timings.table["operator"]) <= set(writing.STEP):
+    _check_together(timings)
+    if timings.table["operator"].isin(writing.STEP).any():
         return Calibration(cluster, (), timings, writing.costs(timings))
     fitted = tuple(curves.fit(timings, cluster))
     text = writing.profile(fitted, base, timings.remarks)
@@ -63,6 +64,20 @@ def calibrate(
         better = load_cluster(Path(folder) / "fitted.toml")
     compared = [slot.compare(t, loaded.model, better, loaded.parallel, rules) for t in timings.traces]
     return found._replace(slots=tuple(filter(None, compared)))
+
+
+def _check_together(timings: Timings) -> None:
+    """Refuse what one profile, or one file of costs, cannot be of. Raises TimingsError."""
+    if not len(timings.table):
+        raise TimingsError("nothing to fit: " + "; ".join(timings.remarks or ("there are no timings",)))
+    gpus = {trace.gpu: trace.source for trace in timings.traces if trace.gpu}
+    if len(gpus) > 1:
+        seen = ", ".join(f"{gpu or 'a GPU'} ({source})" for gpu, source in gpus.items())
+        raise TimingsError(f"a profile is of one machine, but the traces are of {seen}; calibrate to each alone")
+    whole = timings.table["operator"].isin(writing.STEP)
+    if whole.any() and not whole.all():
+        kernels, passes = (", ".join(sorted(set(timings.table["source"][chosen]))) for chosen in (~whole, whole))
+        raise TimingsError(f"{kernels} is of kernels, {passes} of whole passes by stage; calibrate to each alone")
 
 
 def to_dict(found: Calibration) -> dict[str, Any]:
@@ -150,7 +165,7 @@ def describe(found: Calibration) -> list[str]:
         for name, value, sigma, parameter in zip(
             curve.names, curve.fit.values, curve.fit.sigma, curve.problem.parameters, strict=True
         ):
-            lines.append(f"  {name:<20}{value:<12.4g}± {sigma:<10.2g} was {parameter.start:.4g}")
+            lines.append(f"  {name:<23}{value:<12.4g}± {sigma:<10.2g} was {parameter.start:.4g}")
         for row in by_work(curve):
             lines.append(
                 f"  {row['from']:.0e} to {row['to']:.0e} {row['unit']}: {row['timings']} timings, mean error "
@@ -168,13 +183,20 @@ def _describe_slots(slots: Slots) -> list[str]:
         f"overlapped slot: measured {slots.measured_span * 1e3:.2f} ms, simulated on the fitted profile "
         f"{slots.simulated_span * 1e3:.2f} ms ({error:+.1%})"
     ]
-    for stream, same in told["same_order"].items():
-        lines.append(f"  order on the {stream} stream {'as recorded' if same else 'DIFFERS from the recorded one'}")
+    lines += [f"  {line}" for line in orders_of(slots)]
     for name, seconds in told["phases"].items():
         measured, simulated = seconds["measured_s"], seconds["simulated_s"]
         both = f"{measured * 1e3:8.3f} ms measured {simulated * 1e3:8.3f} ms simulated"
         lines.append(f"  {name:<14}{both}  {simulated / measured - 1:+.1%}")
     return lines
+
+
+def orders_of(slots: Slots) -> list[str]:
+    """Whether the phases of each stream are simulated in the recorded order."""
+    return [
+        f"order on the {stream} stream {'as recorded' if same else 'DIFFERS from the recorded one'}"
+        for stream, same in _slots(slots)["same_order"].items()
+    ]
 
 
 def about(found: Calibration) -> list[str]:

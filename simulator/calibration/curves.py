@@ -23,7 +23,7 @@ from simpipe.simulator.costs import collectives as communication
 from simpipe.simulator.costs.cluster import BYTES_PER_ELEMENT, Cluster, CollectiveCurve
 from simpipe.simulator.costs.exchange_kernels import KernelSetting
 from simpipe.simulator.costs.parallel import Parallel
-from simpipe.simulator.errors import show
+from simpipe.simulator.errors import SimpipeError, show
 from simpipe.simulator.kernels import Floats
 
 if TYPE_CHECKING:
@@ -349,6 +349,11 @@ def _exchange(cluster: Cluster, operator: str, format: str, table: pd.DataFrame)
         setting = KernelSetting(sms, usual.communication_warps, usual.communication_chunk)
         known = (("repeated", bool(repeated[0])),) if repeated else ()
         rows.append((row["operator"], (tokens, topk, hidden, element, ep, limit or None, experts, setting), known))
+    for (way, shape, known), source in dict(zip(rows, table["source"], strict=True)).items():
+        try:
+            getattr(communication, way)(cluster, *shape, **dict(known))
+        except SimpipeError as error:
+            raise TimingsError(f"{source}: {error}") from None
 
     def seconds(values: Floats, chosen: Any) -> Floats:
         fitted = dict(zip((name for name, *_ in _EXCHANGE), values.tolist(), strict=True))

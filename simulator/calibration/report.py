@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simpipe.simulator.calibration.calibrate import Calibration, about
+from simpipe.simulator.calibration.calibrate import Calibration, about, orders_of
 from simpipe.simulator.calibration.curves import Curve
 from simpipe.simulator.calibration.slot import Slots
 from simpipe.simulator.views import document, palette
@@ -23,11 +23,16 @@ MOST_DRAWN = 600
 def write(found: Calibration, path: Path) -> None:
     """Write the page. Raises OutputError."""
     parts: list[document.Part] = [document.Text(line) for line in about(found)]
+    if not found.curves:
+        passes = [document.Text(line) for line in found.profile.splitlines()]
+        document.write("Costs of a step", [*parts, *passes], path)
+        return
     for slots in found.slots:
         phases = [(name, *slots.seconds(name)) for name in dict.fromkeys(phase.name for phase in slots.measured)]
         rows = [(name, f"{1e3 * m:.3f}", f"{1e3 * s:.3f}", f"{s / m - 1:+.1%}") for name, m, s in phases]
         table = document.Table(("phase, mean of its layers", "measured, ms", "simulated, ms", "error"), rows)
-        parts += [document.Chart(draw_slots(slots)), table]
+        orders = [document.Text(line) for line in orders_of(slots)]
+        parts += [document.Chart(draw_slots(slots)), *orders, table]
     for curve in found.curves:
         fitted = zip(curve.names, curve.fit.values, curve.fit.sigma, curve.problem.parameters, strict=True)
         rows = [(n, f"{value:.4g}", f"{sigma:.2g}", f"{p.start:.4g}") for n, value, sigma, p in fitted]

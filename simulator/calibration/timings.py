@@ -43,6 +43,9 @@ SHAPES = {
 }
 """The operators that a timing can be of, and what their shapes say. A grouped GEMM's rows, m, are of all its groups."""
 
+MAY_BE_ZERO = ("causal", "stage", "output_bytes", "nodes_per_token", "repeated")
+"""What a shape may say 0 of: switches, numbers that count from 0, less than a byte, limits of which 0 is none."""
+
 OPTIONAL = {
     "gemm": {"output_bytes": 2},
     "grouped_gemm": {"output_bytes": 2},
@@ -133,9 +136,11 @@ def checked(table: pd.DataFrame, source: str, first_line: int = 0) -> pd.DataFra
             raise TimingsError(f"{source} {place}: {column} is {what}, not {str(table[column].iloc[row])[:60]!r}")
 
     numbers = {}
-    for column, least in (("sms", 0), ("bytes", 0), ("ranks", 0)):
+    for column, most in (("sms", 1e6), ("bytes", 1e15), ("ranks", 1e6)):
         given = pd.to_numeric(table[column].replace("", 0), errors="coerce").to_numpy(float)
-        refuse(~((given >= least) & (given < 1e15)), column, "a number, 0 or more")
+        refuse(~((given >= 0) & (given < most)), column, f"a number, 0 or more and less than {most:g}")
+        if column != "bytes":
+            refuse(given != np.floor(given), column, "a whole number")
         numbers[column] = given
     seconds = pd.to_numeric(table["seconds"], errors="coerce").to_numpy(float)
     refuse(~((seconds > 0) & (seconds < 1e6)), "seconds", "a time of more than 0 and less than 1e6 s")
@@ -146,12 +151,21 @@ def checked(table: pd.DataFrame, source: str, first_line: int = 0) -> pd.DataFra
         refuse(~((beside >= 0) & (beside <= 1)), "beside", "a share from 0 to 1")
         numbers["beside"] = beside
     numbers.setdefault("beside", np.zeros(len(table)))
-    found = table.assign(**numbers, seconds=seconds, tested=table.get("tested", -1))[list(COLUMNS)]
+    numbers["tested"] = np.full(len(table), -1.0)
+    if "tested" in table:
+        numbers["tested"] = pd.to_numeric(table["tested"].replace("", -1), errors="coerce").to_numpy(float)
+        refuse(~np.isin(numbers["tested"], (-1, 0, 1)), "tested", "-1, 0 or 1")
+    moves = (table["operator"] == "memory_bound").to_numpy()
+    refuse(moves & (numbers["bytes"] == 0), "bytes", "what a memory_bound kernel reads and writes")
+    found = table.assign(**numbers, seconds=seconds)[list(COLUMNS)]
     for operator, part in found.groupby("operator", sort=False):
         for text in part["shape"].unique():
             if parse(text, SHAPES[str(operator)], OPTIONAL.get(str(operator), {})) is None:
                 wanted = " ".join(f"{name}=..." for name in SHAPES[str(operator)]) or "empty"
-                refuse((table["operator"] == operator) & (table["shape"] == text), "shape", f"of the form {wanted!r}")
+                zero = [name for name in SHAPES[str(operator)] if name in MAY_BE_ZERO]
+                numbers_are = "whole numbers" + (f", 0 only as {', '.join(zero)}" if zero else " above 0")
+                wrong = (table["operator"] == operator) & (table["shape"] == text)
+                refuse(wrong, "shape", f"of the form {wanted!r} of {numbers_are}")
     return found
 
 
@@ -163,7 +177,9 @@ def parse(text: Any, names: Sequence[str], optional: Mapping[str, int]) -> tuple
         return None
     if not all(value.isascii() and value.isdigit() and len(value) < 12 for value in pairs.values()):
         return None
-    return tuple(int(pairs.get(name, optional.get(name, 0))) for name in (*names, *optional))
+    numbers = {name: int(pairs.get(name, optional.get(name, 0))) for name in (*names, *optional)}
+    sound = all(number > 0 or name in MAY_BE_ZERO for name, number in numbers.items())
+    return tuple(numbers.values()) if sound else None
 
 
 def write_shape(**numbers: int) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from simpipe.simulator.calibration.curves import Curve
-from simpipe.simulator.calibration.timings import Timings
+from simpipe.simulator.calibration.timings import Timings, TimingsError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _TIMES = ("floor", "hop", "wait", "kernel_gap", "launch_latency", "dispatch_floor", "combine_floor")
 UNITS = dict.fromkeys(_TIMES, ("_us", 1e6)) | {"fill": ("_bytes", 1.0), "warp_bandwidth": ("_gb_per_s", 1e-9)}
@@ -46,7 +50,11 @@ STEP = ("F", "I", "W", "B", "p2p")
 
 
 def costs(timings: Timings) -> str:
-    """Medians of a step's passes by stage, and how far their times are spread, as a file of costs."""
+    """Medians of a step's passes by stage, and how far their times are spread, as a file of costs.
+
+    Raises TimingsError where a stage is left out.
+    """
+    stages = _stages(timings)
     lines = [f"# from {', '.join(sorted(set(timings.table['source'])))}: medians, in seconds"]
     for operator in STEP:
         part = timings.table[timings.table["operator"] == operator]
@@ -55,13 +63,28 @@ def costs(timings: Timings) -> str:
         if operator == "p2p":
             lines.append(f"p2p = {part['seconds'].median():.6g}")
             continue
-        stage = part["shape"].str.removeprefix("stage=").astype(int)
-        by_stage = part.groupby(stage)["seconds"]
+        by_stage = part.groupby(stages[part.index])["seconds"]
         wide = (by_stage.std() / by_stage.mean()).max()
         values = [f"{value:.6g}" for value in by_stage.median()]
         text = values[0] if len(values) == 1 else f"[{', '.join(values)}]"
         lines.append(f"{operator} = {text}" + (f"  # varies by {wide:.1%}" if wide > 0 else ""))
     return "\n".join(lines) + "\n"
+
+
+def _stages(timings: Timings) -> pd.Series[int]:
+    """The stage of each pass. Raises TimingsError unless each kind of pass has all of them, from 0 or from 1."""
+    passes = timings.table[timings.table["operator"] != "p2p"]
+    stages = passes["shape"].str.removeprefix("stage=").astype(int)
+    wanted = range(1 if stages.min() == 1 else 0, int(stages.max()) + 1) if len(stages) else range(0)
+    for operator, own in stages.groupby(passes["operator"]):
+        there = set(own)
+        missing = next((stage for stage in wanted if stage not in there), None)
+        if missing is not None:
+            place = ", ".join(sorted(set(passes["source"])))
+            raise TimingsError(
+                f"{place}: no {operator} of stage {missing} is timed; each stage to the last, {wanted[-1]}, needs one"
+            )
+    return stages
 
 
 def _said(curve: Curve) -> list[str]:

@@ -215,7 +215,7 @@ def hardware(rows: Sequence[Row]) -> list[str]:
     keys, values = max(len(row.key) for row in rows), max(len(value) for value, _ in shown)
     return [
         f"{row.key:<{keys}}  {value:<{values}}  {'ASSUMED: ' if row.assumed else ''}{row.source}"
-        + (f" ({row.points} points, {row.range})" if row.points else "")
+        + (f" ({row.points} points{row.range and ', '}{row.range})" if row.points else "")
         for value, row in shown
     ]
 
