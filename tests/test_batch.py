@@ -238,6 +238,21 @@ def test_files_that_are_no_tables_are_refused(name: str, tmp_path: Path) -> None
         tables.read(tmp_path / name)
 
 
+def test_an_xlsx_may_begin_with_empty_rows_but_formulas_need_results(tmp_path: Path) -> None:
+    import openpyxl
+
+    path, book = tmp_path / "cases.xlsx", openpyxl.Workbook()
+    for cells in ([], [None, None], ["model", "tp"], ["llama3-8b", 8], [], ["llama3-8b", 4]):
+        book.active.append(cells)
+    book.create_sheet("other").append(["x"])
+    book.save(path)
+    assert tables.read(path) == (["model", "tp"], [{"model": "llama3-8b", "tp": tp} for tp in (8, 4)])
+    book.active["B6"] = "=2*4"
+    book.save(path)
+    with pytest.raises(TableError, match="row 6 column 2 is a formula without a result, '=2\\*4'; open and save it"):
+        tables.read(path)
+
+
 def test_a_header_of_something_else_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "other.csv", {"modle": "a", "gpu": 1})
     with pytest.raises(TableError, match="no column of a scenario; its first, 'modle': did you mean model"):
@@ -391,8 +406,13 @@ def test_a_journal_goes_on_after_a_torn_line(tmp_path: Path) -> None:
         assert journal[2] == {"status": "ok", "step_time_s": 0.1}
         journal.add(0, {"status": "again"})
         assert journal[0] == {"status": "again"}
+    path.write_bytes(path.read_bytes() + b'edited\n{"row": 9, "status": ""}\n{"row": 1}\n[]\n\xff\n')
+    with Journal(path, "mark", 3) as journal:
+        assert [number in journal for number in range(3)] == [True, False, True]
+        journal.add(1, {"status": "ok"})
+        assert [journal[number]["status"] for number in range(3)] == ["again", "ok", "ok"]
     with Journal(path, "another mark", 3) as journal:
-        assert journal.dropped == 2
+        assert journal.dropped == 8
         assert not any(number in journal for number in range(3))
 
 

@@ -144,6 +144,21 @@ def test_a_wrong_plan_is_one_sentence(text: str, sentence: str, tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "usual"),
+    [
+        ("{grid: {tp: [1, 2], global_batch: [64]}}", "step_time_s"),
+        ("{grid: {tp: [1, 2], global_batch: [64, 128]}}", "tokens_per_s"),
+        ("{alternatives: [{sequence: 64}, {sequence: 128}]}", "tokens_per_s"),
+        ("{alternatives: [{sequence: 64, gpus: 8}, {sequence: 64, gpus: 9}]}", "step_time_s"),
+        ("{grid: {global_batch: [64, 128]}, objective: step_time_s}", "step_time_s"),
+    ],
+)
+def test_steps_of_different_batches_are_not_compared_unasked(text: str, usual: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(text)
+    assert sweep.read(tmp_path / "plan.yaml").objective == usual
+
+
 def test_a_condition_without_an_answer_names_the_plan(tmp_path: Path) -> None:
     text = PLAN.replace("tp <= gpus_per_node", "tp <= gpus_a_node")
     sentence = r"plan\.yaml: constraint 'tp <= gpus_a_node': there is no 'gpus_a_node'; did you mean gpus_per_node\?$"

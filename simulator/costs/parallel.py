@@ -20,6 +20,10 @@ from simpipe.simulator.errors import ParallelError, SimpipeError, nearest, show
 
 MAX_SIZE = 1_000_000_000
 """Largest size accepted, far above any real one."""
+
+MAX_GPUS = 10_000_000
+"""GPUs at most: a second goes by while where each lies is looked at."""
+
 MAX_LAYOUT = 100_000
 """Most symbols a layout string may stand for."""
 
@@ -171,7 +175,7 @@ class Parallel:
     """
 
     ranks: Size
-    gpus: Size
+    gpus: Annotated[int, whole(1, MAX_GPUS)]
     global_batch: Size
     sequence: Size
     tp: Size = 1

@@ -47,17 +47,15 @@ def why(found: Found, best: Found) -> str:
 def name_of(row: Row, without: Collection[str] = ()) -> str:
     """A candidate by what was chosen, some keys left out."""
     chosen = {key: row[key] for key in SIZES if key not in without and row.get(key) is not None}
-    return " ".join([str(row["schedule"]), *(f"{key}={_told(chosen[key])}" for key in chosen if key != "schedule")])
+    return " ".join(
+        [str(row["schedule"]), *(f"{key}={tables.told(chosen[key])}" for key in chosen if key != "schedule")]
+    )
 
 
 def change(row: Row, best: Row) -> str:
     """How a row differs from the best."""
     unlike = {key: row.get(key) for key in SIZES if row.get(key) != best.get(key)}
-    return ", ".join(f"{key} {_told(value)}" for key, value in unlike.items()) or "the best"
-
-
-def _told(value: Any) -> Any:
-    return "none" if value == [] else tables.plain(value)
+    return ", ".join(f"{key} {tables.told(value)}" for key, value in unlike.items()) or "the best"
 
 
 def table(outcome: Outcome) -> list[Row]:
@@ -70,7 +68,7 @@ def table(outcome: Outcome) -> list[Row]:
     for one in order:
         place = ranked.index(one) + 1 if one in ranked else None
         keys = dict.fromkeys([*(key for key in SIZES if key in one.row), *one.row])
-        chosen = {key: _told(one.row[key]) for key in keys}
+        chosen = {key: tables.told(one.row[key]) for key in keys}
         note = {"why": "the best" if one is best else why(one, best)}
         rows.append({"place": place, "on_front": id(one) in front} | chosen | note | one.result)
     return rows
@@ -180,7 +178,7 @@ def describe(outcome: Outcome, turned: list[tuple[str, float, int]], about: Inte
     ranked, best, front = outcome.ranked, outcome.ranked[0], outcome.front
     first, *others = [one.row for one in (*ranked[: 1 + RUNNERS_UP], *front)]
     alike = [key for key in SIZES if key != "schedule" and all(row.get(key) == first.get(key) for row in others)]
-    given = [f"{key}={_told(first[key])}" for key in alike if first.get(key) is not None]
+    given = [f"{key}={tables.told(first[key])}" for key in alike if first.get(key) is not None]
     lines = [counted(outcome), *([f"the best, the runners-up and the front have {' '.join(given)}"] if given else [])]
     lines += ["", _HEAD]
     lines += [

@@ -168,21 +168,30 @@ class Journal:
             raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
 
     def _read(self) -> None:
-        """Find the rows that are there; cut off one that was not written to its end."""
+        """Find the rows that are there; cut off one that was not written to its end. Damaged ones are found anew."""
         self.file.seek(0)
         is_own = self.file.readline() == self._first
         end = self.file.tell()
         for line in self.file:
             if not line.endswith(b"\n"):
                 break
-            if is_own:
-                self.at[json.loads(line)["row"]] = end
-            else:
+            if not is_own:
                 self.dropped += 1
+            elif (number := self._number(line)) is not None:
+                self.at[number] = end
             end += len(line)
         self.file.truncate(end if is_own else 0)
         if not is_own:
             self._write(self._first)
+
+    def _number(self, line: bytes) -> int | None:
+        """Which row a line holds, None where it holds none."""
+        try:
+            row = json.loads(line)
+            number = row["row"] if isinstance(row["status"], str) else None
+        except (ValueError, KeyError, TypeError):
+            return None
+        return number if isinstance(number, int) and 0 <= number < len(self.at) else None
 
     @property
     def _first(self) -> bytes:

@@ -198,9 +198,8 @@ def facts(job: Job, tally: Tally) -> dict[str, Any]:
 
 def summary(job: Job, tally: Tally) -> list[str]:
     """What a run came to, in lines."""
-    lines = [
-        f"{job.count} rows: {tally.ok} simulated and fit, {tally.too_large} do not fit, {tally.impossible} cannot be"
-    ]
+    rows = f"{job.count} row{'s' * (job.count != 1)}"
+    lines = [f"{rows}: {tally.ok} simulated and fit, {tally.too_large} do not fit, {tally.impossible} cannot be"]
     if tally.resumed:
         lines.append(f"{tally.resumed} of them were there from a run before")
     if tally.best:
@@ -215,4 +214,4 @@ def _shown(job: Job, number: int) -> str:
     """What a row has that others do not."""
     row, first = job.row(number), [job.row(n) for n in {0, job.count - 1, job.count // 2, job.count // 3}]
     unlike = [key for key in job.columns if any(other[key] != row[key] for other in first)]
-    return ", ".join(f"{key} {tables.plain(row[key])}" for key in unlike if row[key] is not None)
+    return ", ".join(f"{key} {tables.told(row[key])}" for key in unlike if row[key] is not None)

@@ -35,6 +35,9 @@ MAX_COMBINATIONS = 1_000_000
 
 PARTS = ("base", "grid", "alternatives", "constraints", "objective")
 
+OF_A_BATCH = ("global_batch", "sequence")
+"""Keys of which steps must have the same, that their times can be compared."""
+
 FACTS = {
     "dp": "data parallel size",
     "edp": "expert-data parallel size",
@@ -69,6 +72,13 @@ class Grid:
     def columns(self) -> list[str]:
         """Keys of a row, in order."""
         return list(dict.fromkeys([*self.base, *(key for keys in self.sets for key in keys), *self.values]))
+
+    @property
+    def usual(self) -> str:
+        """The objective of a plan that names none: the step, or where steps are of different batches, the rate."""
+        batches = {str([keys.get(key) for key in OF_A_BATCH]) for keys in self.sets}
+        alike = len(batches) == 1 and not any(len(self.values.get(key, ())) > 1 for key in OF_A_BATCH)
+        return "step_time_s" if alike else "tokens_per_s"
 
     def row(self, number: int) -> Row:
         """A combination by its number: the last key of the grid changes first."""
@@ -124,7 +134,7 @@ def read(path: str | Path) -> Plan:
     if grid.count > MAX_COMBINATIONS:
         most = f"a sweep takes at most {MAX_COMBINATIONS:,}; narrow its grid"
         raise SweepError(f"{path} makes {grid.count:,} combinations, and {most}")
-    objective = objective_of(table.get("objective", "step_time_s"), f"{path}: objective")
+    objective = objective_of(table.get("objective", grid.usual), f"{path}: objective")
     folder = os.path.abspath(Path(path).parent)
     return Plan(str(path), folder, grid, parsed, objective)
 

@@ -69,7 +69,7 @@ def read(path: str | Path) -> Table:
 
 def _table(path: Path, lines: Iterator[tuple[str, list[Any]]]) -> Table:
     """From (place, cells), the header first."""
-    _, header = next(lines, ("", []))
+    _, header = next((line for line in lines if any(cell not in (None, "") for cell in line[1])), ("", []))
     columns = _header(path, header)
     rows: list[Row] = []
     for place, cells in lines:
@@ -162,19 +162,27 @@ def _parquet_lines(path: Path) -> Iterator[tuple[str, list[Any]]]:
 
 
 def _xlsx_lines(path: Path) -> Iterator[tuple[str, list[Any]]]:
-    """The first sheet; a formula is its stored result."""
+    """The first sheet; a formula is its stored result, and refused where none was stored."""
     import zipfile
 
     import openpyxl
 
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        sheet = book.worksheets[0]
-        for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
+        books = [openpyxl.load_workbook(path, read_only=True, data_only=stored) for stored in (True, False)]
+        sheets = (book.worksheets[0].iter_rows(values_only=True) for book in books)
+        for number, (cells, written) in enumerate(zip(*sheets, strict=True), 1):
+            for column, (cell, text) in enumerate(zip(cells, written, strict=True), 1):
+                if cell is None and text is not None:
+                    raise TableError(
+                        f"{path} row {number} column {column} is a formula without a result, {show(text)}; "
+                        "open and save it in a spreadsheet program, or write the value"
+                    )
             yield f"row {number}", list(cells)
-        book.close()
+        for book in books:
+            book.close()
     except (
         zipfile.BadZipFile,
+        AttributeError,
         KeyError,
         IndexError,
         ValueError,
@@ -224,6 +232,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {plain(part)}" for key, part in value.items())
     return str(value)
+
+
+def told(value: Any) -> Any:
+    """The same for people to read: an empty list is a word."""
+    return "none" if value in ([], ()) else plain(value)
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:

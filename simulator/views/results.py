@@ -18,7 +18,7 @@ import numpy as np
 from simpipe.simulator.costs.model_files import SHAPE_KEYS
 from simpipe.simulator.files import atomic
 from simpipe.simulator.planning.evaluation import trace_of
-from simpipe.simulator.planning.tables import Row, plain
+from simpipe.simulator.planning.tables import Row, told
 from simpipe.simulator.views import document, palette, picture
 from simpipe.simulator.views.html import page
 
@@ -116,7 +116,7 @@ def _write_page(rows: Sequence[Row], columns: Sequence[str], title: str, path: P
     timelines = {number: page(trace_of(rows[number])) for number in _drawn(rows, best)}
     data = {
         "columns": shown,
-        "rows": [[_cell(row.get(name)) for name in shown] for row in rows],
+        "rows": [[told(row.get(name)) for name in shown] for row in rows],
         "front": best,
         "fits": [row.get("status") == "ok" for row in rows],
         "timelines": {str(number): page for number, page in timelines.items()},
@@ -138,7 +138,7 @@ def _write_page(rows: Sequence[Row], columns: Sequence[str], title: str, path: P
 
 def _alike(constant: Row) -> str:
     """What all rows have, as a sentence."""
-    words = ", ".join(f"{name} {_cell(value)}" for name, value in constant.items())
+    words = ", ".join(f"{name} {told(value)}" for name, value in constant.items())
     return f"All rows: {words}." if words else ""
 
 
@@ -147,10 +147,6 @@ def _drawn(rows: Sequence[Row], best: Sequence[int]) -> list[int]:
     timed = [(row["status"] != "ok", row["step_time_s"], n) for n, row in enumerate(rows) if row.get("step_time_s")]
     fastest = [number for *_, number in sorted(timed)]
     return list(dict.fromkeys([*best[:TIMELINES], *fastest[:TIMELINES]]))
-
-
-def _cell(value: Any) -> Any:
-    return "none" if value in ([], ()) else plain(value)
 
 
 def _script(value: Any) -> str:
@@ -225,7 +221,7 @@ def _named(rows: Sequence[Row], group: Group, most: int) -> list[tuple[tuple[flo
     chosen = np.unique(np.linspace(0, len(group.line) - 1, min(most, len(group.line))).round().astype(int))
     found = []
     for memory, seconds, number in (group.line[at] for at in chosen):
-        cells = [(key, _cell(rows[number].get(key))) for key in keys if rows[number].get(key) is not None]
+        cells = [(key, told(rows[number].get(key))) for key in keys if rows[number].get(key) is not None]
         words = [str(cell) if key in NAMED else f"{key.replace('_', ' ')} {cell}" for key, cell in cells]
         found.append(((memory, seconds), ", ".join(words) or f"row {number + 1}"))
     return found
