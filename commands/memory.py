@@ -38,7 +38,7 @@ def kv(
     shape, machine = load_model(model), load_cluster("h800" if hardware is None else hardware)
     spread = inference.spread(shape, machine) if ep is None else ep
     kept = inference.weights_of(machine) if weights is None else weights
-    tokens = min(4096, shape.positions or 4096) if context is None else context
+    tokens = inference.context_of(shape) if context is None else context
     serving = inference.Serving(shape, machine, batch, tokens, spread, tp, kept, cache)
     found = inference.caches(serving)
     print_json([each.to_dict() for each in found]) if json else print("\n".join(views.text(serving, found)))

@@ -30,6 +30,8 @@ FORMATS = ("bf16", "fp8", "fp8_block")
 
 LONGEST = 10**9
 
+CONTEXT = 4096
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -112,6 +114,11 @@ def spread(model: Model, cluster: Cluster) -> int:
     of two that it holds."""
     routed, domain = model.experts.routed if model.experts else 1, cluster.node.nvlink.domain_gpus
     return math.gcd(routed, 2 ** int(math.log2(domain))) if domain > cluster.node.gpus else routed
+
+
+def context_of(model: Model) -> int:
+    """Tokens of a request where nothing says so: CONTEXT, or as many as the model has positions for."""
+    return min(CONTEXT, model.positions or CONTEXT)
 
 
 def weights_of(cluster: Cluster) -> str:

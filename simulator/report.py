@@ -28,8 +28,8 @@ from simpipe.simulator.trace import Trace, simulate
 TRAINING_TOKENS = 14.8e12
 """Of DeepSeek-V3 (arXiv 2412.19437): what the capacity answer is for."""
 
-SERVED, CONTEXT = 64, 4096
-"""Requests a GPU and tokens each of the decode bounds: two micro-batches of 32, as arXiv 2505.09343 takes them."""
+SERVED = 64
+"""Requests a GPU of the decode bounds: two micro-batches of 32, as arXiv 2505.09343 takes them."""
 
 NVL72 = "gb200-nvl72"
 """The machine of its bound over NVLink."""
@@ -127,7 +127,7 @@ def _kernels(scenario: Scenario, told: Progress) -> tuning.Landscape:
 def _serving(model: Model, hardware: str) -> inference.Serving:
     machine = load_cluster(hardware)
     spread, weights = inference.spread(model, machine), inference.weights_of(machine)
-    return inference.Serving(model, machine, SERVED, CONTEXT, ep=spread, weights=weights)
+    return inference.Serving(model, machine, SERVED, inference.context_of(model), ep=spread, weights=weights)
 
 
 def _figures(costs: ModelledCosts, figures: case.Figures, found: Capacity) -> dict[str, float]:

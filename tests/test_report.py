@@ -240,6 +240,7 @@ def test_what_fits_nowhere_is_reported_all_the_same() -> None:
     assert found.serving.weights == "bf16"
     shown = views.text(found)
     assert "Nothing was found" in shown[-1]
+    assert not any("published" in line for line in shown)  # nothing is of this model
     assert not any(line.startswith("place") for line in shown)
     assert any(isinstance(part, document.Code) and part.text.startswith("simpipe plan") for part in views.parts(found))
 

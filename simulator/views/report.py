@@ -57,7 +57,7 @@ def text(report: Report) -> list[str]:
     return [
         headline(report),
         "",
-        *console.table(COMPARED, _compared(report.compared), (0, 4)),
+        *console.table(*_compared(report.compared)),
         "",
         *remarks(report),
         "",
@@ -84,7 +84,8 @@ def headline(report: Report) -> str:
 def capacity(report: Report) -> str:
     """What the whole training takes."""
     found = report.capacity.own
-    return f"{TRAINING_TOKENS / 1e12:g} T tokens at {found['tokens_per_s'] / 1e6:.3g} M a second take {_takes(found)}"
+    tokens = f"{TRAINING_TOKENS / 1e12:g} T tokens, as in DeepSeek-V3's training,"
+    return f"{tokens} at {found['tokens_per_s'] / 1e6:.3g} M a second take {_takes(found)}"
 
 
 def _takes(found: Row) -> str:
@@ -118,7 +119,8 @@ def _between(report: Report) -> str:
     return f"{text} What the other {published - bare.between:.3f} s or more of those published are, simpipe cannot say."
 
 
-def _compared(rows: list[Compared]) -> list[list[str]]:
+def _compared(rows: list[Compared]) -> tuple[list[str], list[list[str]], tuple[int, ...]]:
+    """Columns, rows, and which of them are words; of a model without published figures only its own."""
     found = []
     for row in rows:
         words, unit, name = WORDS[row.figure]
@@ -128,7 +130,9 @@ def _compared(rows: list[Compared]) -> list[list[str]]:
         else:
             other, off = f"{row.published / unit:,.4g} {name}".strip(), row.simpipe / row.published - 1
             found.append([words, own, other, f"{off:+.1%}", row.source])
-    return found
+    if all(row.published is None for row in rows):
+        return COMPARED[:2], [cells[:2] for cells in found], (0,)
+    return COMPARED, found, (0, 4)
 
 
 def write(report: Report, path: str | Path) -> None:
@@ -139,12 +143,13 @@ def write(report: Report, path: str | Path) -> None:
 
 def parts(report: Report) -> list[document.Part]:
     """The page, section by section, each with the command that makes it."""
+    compared = _compared(report.compared)
     return [
         document.Text(headline(report)),
         document.Text(capacity(report)),
         document.Text(f"Commands are with the scenario at the end of this page as {FILE}."),
-        document.Heading("Beside what is published"),
-        document.Table(COMPARED, _compared(report.compared), (0, 4)),
+        document.Heading("Beside what is published" if len(compared[0]) > 2 else "Figures of the run"),
+        document.Table(*compared),
         *(document.Text(text) for text in remarks(report)),
         document.Code(f"simpipe report {FILE}{_drawn(report)}"),
         document.Heading("The schedule, and one slot of it"),
