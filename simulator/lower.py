@@ -36,7 +36,7 @@ def lower(program: Program, *costs: StepCosts) -> tuple[Graph, Loads]:
     Raises ProgramError where the program cannot run, CostsError where costs do not fit it or each other.
     """
     plans = [cost.plan(program.check()) for cost in costs]
-    if not all(plan.same_as(plans[0]) for plan in plans):
+    if not all(plan.key == plans[0].key for plan in plans):
         raise CostsError("costs simulated together must agree on operations, exchange, barrier and optimizer step")
     graph = structure(program, plans[0])
     return graph, loads(graph, costs)

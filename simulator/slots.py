@@ -35,7 +35,7 @@ from simpipe.simulator.trace import Trace
 from simpipe.simulator.trace import simulate as run_in_full
 
 KEPT, KINDS_KEPT = 64, 20_000
-"""Programs whose graphs are remembered, and kinds of slots whose times are."""
+"""Graphs that are remembered, and kinds of slots whose times are."""
 
 
 Profiles = tuple[Cluster, Stack]
@@ -295,17 +295,16 @@ def _template(size: int) -> Template:
     return tuple(Operation("", ("compute",), (number - 1,) if number else ()) for number in range(size))
 
 
-_graphs: OrderedDict[int, tuple[Program, list[tuple[Plan, Graph]]]] = OrderedDict()
+_graphs: OrderedDict[Any, Graph] = OrderedDict()
+"""By plan and the id of their program, which each keeps."""
 
 
 def _graph(program: Program, plan: Plan) -> Graph:
-    """The graph of a program and plan, built once for equal ones."""
-    _, known = _graphs.setdefault(id(program), (program, []))
-    _graphs.move_to_end(id(program))
+    """The graph of a program and plan, built once for equal ones that follow each other closely."""
+    key = id(program), plan.key
+    if key not in _graphs:
+        _graphs[key] = structure(program, plan)
+    _graphs.move_to_end(key)
     if len(_graphs) > KEPT:
         _graphs.popitem(last=False)
-    for other, graph in known:
-        if plan.same_as(other):
-            return graph
-    known.append((plan, structure(program, plan)))
-    return known[-1][1]
+    return _graphs[key]

@@ -1,6 +1,8 @@
 """Plans: which combinations they make, which are pruned and why, and what is shared between them."""
 
+import gc
 import json
+import weakref
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,10 +12,11 @@ import pytest
 from test_batch import DENSE, EXAMPLES, V3, simpipe
 
 from simpipe.simulator import case as cases
-from simpipe.simulator import slots
+from simpipe.simulator import lower, slots
 from simpipe.simulator.costs.modelled import ModelledCosts
 from simpipe.simulator.costs.parallel import OUTSIDE_SLOTS, Parallel
 from simpipe.simulator.errors import SimpipeError
+from simpipe.simulator.graph import Graph
 from simpipe.simulator.planning import evaluation, jobs, sweep, tables
 from simpipe.simulator.planning.constraints import Constraint, ConstraintError
 from simpipe.simulator.planning.execution import Inline
@@ -247,6 +250,24 @@ def test_what_is_shared_changes_no_figure() -> None:
     assert run(rows) == alone
     evaluation._of_scenario.cache_clear()
     assert run(rows[::-1]) == alone[::-1]
+
+
+def test_memory_stays_flat_where_every_row_has_a_graph_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Graph]] = []
+
+    def structure(*args: Any) -> Graph:
+        graph = lower.structure(*args)
+        made.append(weakref.ref(graph))
+        return graph
+
+    monkeypatch.setattr(slots, "structure", structure)
+    monkeypatch.setattr(slots, "KEPT", 2)
+    for n in range(4):
+        layers = [4 + n, 4 - n, *[4] * 13, 1]
+        assert "step_time_s" in evaluation.evaluated(V3 | {"global_batch": 32 * 128, "layers": layers})
+    gc.collect()
+    assert len(made) >= 4
+    assert sum(ref() is not None for ref in made) <= 2
 
 
 def test_the_example_tells_what_the_megatron_papers_do(tmp_path: Path) -> None:
