@@ -3,8 +3,9 @@
     python benchmarks/fit_stacks.py [NAME...]
 
 Prints, for each fit, the figures to write into its profiles, how far off they are (one standard deviation, from the
-residuals), the rows they saw, and the errors on these and on the others. Only even rows are seen, at most LIMIT of a
-family. Residuals are logarithms of predicted over measured; a robust loss keeps outliers from pulling.
+residuals), the rows they saw, and the errors on these and on the others. Seen is every second of a machine's rows, in
+the order of their names, which say model and layout before batch and size: so each layout is seen, if not each batch.
+Residuals are logarithms of predicted over measured; a robust loss keeps outliers from pulling.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from simpipe.simulator.validation.cases import FOLDER, Case, Family, cases, fami
 from simpipe.simulator.validation.predict import PREDICT, measured_seconds
 
 LIMIT = 83
-"""Rows of a family that a fit sees at most: every n-th of the even ones."""
+"""Rows of a family that a fit sees at most: every n-th of the second ones."""
 
 SCALE = 0.05
 """Residual from which on a row pulls less: soft-L1."""
@@ -41,7 +42,6 @@ class Fit(NamedTuple):
     machine: str
     families: tuple[str, ...]
     parameters: dict[str, float]
-    model: str = ""
 
 
 FITS = {
@@ -56,20 +56,21 @@ FITS = {
         "megatron-core",
         "b200",
         ("simumax-b200",),
-        {"gpu.sustained": 0.9, "host.launch": 40e-6, "host.sync": 0.5e-3, "host.step": 10e-3},
+        {"gpu.sustained": 0.9, "host.launch": 40e-6},
     ),
     "gb200": Fit("nemo", "gb200-nvl72", ("dgxc",), {"gpu.sustained": 0.8}),
     "h100-500w": Fit("torchtitan-compiled", "machines/h100-500w.toml", ("torchtitan",), {"gpu.sustained": 0.9}),
 }
 
 
-def rows(fit: Fit, odd: bool) -> list[tuple[Family, Case]]:
-    """The rows of a fit's machine that it sees, or the others: each n-th of the even or odd ones."""
+def rows(fit: Fit, seen: bool) -> list[tuple[Family, Case]]:
+    """The rows of a fit's machine that it sees, or as many of the others."""
     found = []
     for key in fit.families:
         family = families()[key]
-        own = [case for case in cases(family) if case.row % 2 == odd and case.settings["hardware"] == fit.machine]
-        found += [(family, case) for case in own[:: -(-len(own) // LIMIT)]]
+        own = [case for case in cases(family) if case.settings["hardware"] == fit.machine]
+        half = sorted(own, key=lambda case: case.name)[seen::2]
+        found += [(family, case) for case in half[:: -(-len(half) // LIMIT)]]
     return found
 
 
@@ -97,7 +98,7 @@ def residuals(fit: Fit, seen: Sequence[tuple[Family, Case]], logs: Sequence[floa
 
 
 def show(name: str, fit: Fit) -> None:
-    seen = rows(fit, odd=False)
+    seen = rows(fit, seen=True)
     start = np.log(list(fit.parameters.values()))
     upper = [0.0 if path == "gpu.sustained" else np.inf for path in fit.parameters]
     best = least_squares(
@@ -106,10 +107,11 @@ def show(name: str, fit: Fit) -> None:
     )  # fmt: skip
     freedom = max(1, len(seen) - len(start))
     covariance = np.linalg.pinv(best.jac.T @ best.jac) * float(np.sum(best.fun**2)) / freedom
-    print(f"{name}: {len(seen)} even rows of {', '.join(fit.families)}")
+    numbers = ", ".join(str(row) for row in sorted(case.row for _, case in seen))
+    print(f"{name}: {len(seen)} rows of {', '.join(fit.families)}: {numbers}")
     for path, log, deviation in zip(fit.parameters, best.x, np.sqrt(np.diag(covariance)), strict=True):
         print(f"  {path} = {np.exp(log):.4g} (x / {np.exp(deviation):.2f})")
-    for label, errors in (("seen", best.fun), ("others", residuals(fit, rows(fit, odd=True), best.x))):
+    for label, errors in (("seen", best.fun), ("others", residuals(fit, rows(fit, seen=False), best.x))):
         print(f"  {label}: bias {np.expm1(errors).mean():+.1%}, mean {np.abs(np.expm1(errors)).mean():.1%}")
 
 

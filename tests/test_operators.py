@@ -216,6 +216,14 @@ def test_nics_nvlinks_and_experts_have_loads_of_their_own() -> None:
     assert rows == [16384, 8192, 8192, 8192]
 
 
+@pytest.mark.parametrize(("ep", "family"), [(8, "gemm"), (4, "grouped_gemm")])
+def test_a_single_local_expert_is_a_plain_product(ep: int, family: str) -> None:
+    found = last_layer(load_model("mixtral-8x7b"), ep=ep)
+    products = [k for chain in found for s in chain if s.name == "experts.up" for k in s.kernels if k.shape]
+    assert {kernel.family for kernel in products[:2]} == {family}
+    assert {len(kernel.shape) for kernel in products[:2]} == {8 // ep}
+
+
 def test_redundant_experts_share_the_rows_of_a_gpu() -> None:
     found = last_layer(V3, redundant_experts=64, **TRACE)
     up = next(step for step in found.forward if step.name == "experts.up")

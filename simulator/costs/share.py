@@ -245,10 +245,11 @@ class TimedShare(Share):
         return FUSED_NORM if self.model.layer_norm else self.stack.norm
 
     def products(self, linear: Linear, shapes: Sequence[Shape], output_bytes: float = 2.0) -> Work:
-        """Products m x n x k, in one kernel. Rows of the matrices in memory are as long as fan-in or fan-out."""
+        """Products m x n x k, in one kernel: a grouped one where there are several (Megatron-LM's --moe-grouped-gemm).
+        Rows of the matrices in memory are as long as fan-in or fan-out."""
         kind = self.parallel.compute_format if self.casts(linear) else self.plain
         flops = sum(2.0 * m * n * k for m, n, k in shapes)
-        family = "grouped_gemm" if linear.copies > 1 else "gemm"
+        family = "grouped_gemm" if len(shapes) > 1 else "gemm"
         _, *rows = self.shapes(linear)[0]
         slower = 1.0
         if any(row * BYTES_PER_ELEMENT[kind] % TENSOR_CORE_BYTES for row in rows):

@@ -116,7 +116,7 @@ def _products(share: Share, linear: Linear) -> Iterator[Piece]:
     groups = len(shapes)
     rows = max(shape[0] for shape in shapes)  # of a group, the same for all: a batch of products
     _, fan_in, fan_out = shapes[0]
-    kind, last = ("grouped_gemm", (groups,)) if linear.copies > 1 else ("gemm", ())
+    kind, last = ("grouped_gemm", (groups,)) if groups > 1 else ("gemm", ())
     element = BYTES_PER_ELEMENT[share.parallel.compute_format]
     size = element * groups * (rows * fan_in + fan_in * fan_out + rows * fan_out)
     for of, (m, n, k) in (
