@@ -310,5 +310,5 @@ def test_the_key_of_a_long_front_names_some_points_and_both_ends() -> None:
         for gpus in (8, 16, 32)
     ]
     _, groups = results.groups(rows, range(len(rows)))
-    named = results._named(rows, groups[0], 12)
+    named = results._named(rows, groups[0], ["tp"], 12)
     assert (len(named), named[0][1], named[-1][1]) == (12, "tp 0", "tp 89")

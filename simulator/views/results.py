@@ -188,9 +188,11 @@ def _draw(rows: Sequence[Row], title: str) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    label, found = groups(rows, front(rows))
+    best = front(rows)
+    label, found = groups(rows, best)
+    unlike = [key for key in NAMING if len({str(rows[number].get(key)) for number in best}) > 1]
     most = max(2, KEY_LINES // max(1, len(found)))
-    keys = [_named(rows, group, most) for group in found]
+    keys = [_named(rows, group, unlike, most) for group in found]
     lines = sum(len(key) + 1 for key in keys)
     drawing = Figure(figsize=(9.5, max(4.6, 0.6 + 0.17 * lines)), dpi=picture.DPI, layout="constrained")
     FigureCanvasAgg(drawing)
@@ -203,6 +205,7 @@ def _draw(rows: Sequence[Row], title: str) -> Figure:
         axes.step([x for x, _, _ in group.line], [y for _, y, _ in group.line], where="post", color=colour, lw=1.5)
         handles += [points] + [Line2D([], [], linestyle="none")] * len(key)
         texts += [group.name, *(f"{number}  {name}" for number, (_, name) in enumerate(key, 1))]
+    axes.margins(0.08)  # for numbers beside the outermost points
     axes.set_title(title, loc="left")
     axes.set_xlabel("peak memory of the fullest GPU, GB")
     axes.set_ylabel(label)
@@ -215,9 +218,8 @@ def _draw(rows: Sequence[Row], title: str) -> Figure:
     return drawing
 
 
-def _named(rows: Sequence[Row], group: Group, most: int) -> list[tuple[tuple[float, float], str]]:
-    """(GB, seconds) of points of a front, both ends and evenly between them, and what their rows differ in."""
-    keys = [key for key in NAMING if len({str(rows[number].get(key)) for _, _, number in group.line}) > 1]
+def _named(rows: Sequence[Row], group: Group, keys: Sequence[str], most: int) -> list[tuple[tuple[float, float], str]]:
+    """(GB, seconds) of points of a front, both ends and evenly between them, and some keys of their rows."""
     chosen = np.unique(np.linspace(0, len(group.line) - 1, min(most, len(group.line))).round().astype(int))
     found = []
     for memory, seconds, number in (group.line[at] for at in chosen):
