@@ -113,12 +113,13 @@ def import_trace(
     """
     from simpipe.simulator import case as cases
     from simpipe.simulator import recorded, views
-    from simpipe.simulator.files import atomic
+    from simpipe.simulator.files import atomic, check_apart
     from simpipe.simulator.views import console
 
     drawn = [target for target in out or [] if not target.lower().endswith(".toml")]
     views.check(drawn)
     views.check_endings([target for target in out or [] if target not in drawn], (".toml",))
+    check_apart(out or [], recorded.files_of(files))
     found = recorded.read(files, step, worker)
     figures = cases.figures_of(found.trace)
     for target in out or []:

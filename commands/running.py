@@ -109,9 +109,11 @@ def run(
         raise SimpipeError("--step and --worker choose from a table of measured operations; give one with --costs")
     from simpipe.simulator import case as cases
     from simpipe.simulator import views
+    from simpipe.simulator.files import check_apart
     from simpipe.simulator.views import console
 
     views.check(out or [], width)
+    check_apart(out or [], filter(None, (scenario, model, schedule, costs)))
     check_draws(draws)
     if scenario or model:
         case = cases.modelled(scenario_of(scenario, schedule, costs, microbatches, flags, set or []))
@@ -161,9 +163,11 @@ def replay(
     from simpipe.simulator import comparison, recorded, views
     from simpipe.simulator import replay as replays
     from simpipe.simulator.costs import measured
+    from simpipe.simulator.files import check_apart
     from simpipe.simulator.trace import simulate
 
     views.check(out, width)
+    check_apart(out, (table, schedule))
     if out and (step is None or worker is None):
         raise SimpipeError("--out draws one run of a measured table; choose it with --step and --worker")
     operations = measured.read(table)
@@ -253,9 +257,11 @@ def compare(
     from simpipe import schedules
     from simpipe.simulator import case as cases
     from simpipe.simulator import comparison, recorded, views
+    from simpipe.simulator.files import check_apart
     from simpipe.simulator.views import console
 
     views.check_comparison(out or [], width)
+    check_apart(out or [], filter(None, (scenario, model, costs, *(schedule or []), *recorded.files_of(trace or []))))
     wanted: dict[str, Callable[[], Case]] = {}
     traces: dict[str, Trace] = {}
     for path in trace or []:

@@ -187,7 +187,7 @@ def _of_profiles(paths: Sequence[str], step: int | None, worker: int | None) -> 
     if worker is not None:
         raise RecordedError("--worker chooses from a table of operations; give the profiles of one pipeline's ranks")
     source = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    steps = _steps(source, [_profile(path) for path in _files(paths)])
+    steps = _steps(source, [_profile(path) for path in files_of(paths)])
     if step is not None and not 0 <= step < len(steps):
         raise RecordedError(f"{source} has no step {step}; it has {len(steps)}, counted from 0")
     chosen = step if step is not None else _middle([recording.span for recording in steps])
@@ -199,8 +199,8 @@ def _middle(spans: Sequence[float]) -> int:
     return int(np.argsort(spans, kind="stable")[(len(spans) - 1) // 2])
 
 
-def _files(paths: Sequence[str]) -> list[Path]:
-    """The files that are named, and those in folders by their names' numbers."""
+def files_of(paths: Sequence[str]) -> list[Path]:
+    """The files that are named, and those in folders by their names' numbers; RecordedError where one has none."""
     found: list[Path] = []
     for path in map(Path, paths):
         inside = [file for file in path.iterdir() if file.name.lower().endswith(ENDINGS)] if path.is_dir() else [path]

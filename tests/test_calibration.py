@@ -196,6 +196,10 @@ def test_the_template_is_read(tmp_path: Path) -> None:
             "attention_forward,batch=1 heads=0 kv_heads=1 queries=1 keys=1 head_dim=8 value_dim=8 causal=0,bf16,1e-5",
             "of whole numbers, 0 only as causal, not 'batch=1 heads=0",
         ),
+        (
+            "attention_forward,batch=1 heads=1 kv_heads=1 queries=9 keys=4 head_dim=8 value_dim=8 causal=1,bf16,1e-5",
+            "timings.csv: causal attention has as many keys as queries or more, not 4 and 9",
+        ),
         ("memory_bound,,,1e-5", "line 2: bytes is what a memory_bound kernel reads and writes, not ''"),
         ("all_reduce,,,1e-5,1024,2.5", "line 2: ranks is a whole number, not '2.5'"),
         ("all_reduce,,,1e-5,1024,2,half", "line 2: tested is -1, 0 or 1, not 'half'"),

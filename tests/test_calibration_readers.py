@@ -171,6 +171,15 @@ def test_stages_are_all_timed_or_refused(tmp_path: Path) -> None:
         calibrate.calibrate([str(path)], "h800")
 
 
+def test_nccl_tests_rows_of_no_number_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "all_reduce.txt"
+    path.write_text(
+        "# all_reduce_perf\n# size count type\n# Rank 0\n# Rank 1\n 1024 256 float sum nan 20.0 0.1 0.1 0\n"
+    )
+    with pytest.raises(TimingsError, match="seconds is a time of more than 0"):
+        readers.read(str(path), RULES)
+
+
 def test_what_one_profile_cannot_be_of_is_refused(tmp_path: Path) -> None:
     kernels, passes = tmp_path / "kernels.csv", tmp_path / "passes.csv"
     kernels.write_text(csv_table.TEMPLATE)

@@ -371,3 +371,23 @@ def test_an_interrupt_inside_compiled_code_is_an_interrupt(monkeypatch: pytest.M
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 130
+
+
+def test_neither_costs_nor_profiles_are_written_over(tmp_path: Path) -> None:
+    table = tmp_path / "operations.csv"
+    table.write_bytes((EXAMPLES / "operations.csv").read_bytes())
+    replay = ["run", "--schedule", "1f1b", "--costs", str(table), "--step", "100", "--worker", "0"]
+    recorded = tmp_path / "profiles"
+    recorded.mkdir()
+    for path in (EXAMPLES.parent / "tests" / "recorded").glob("GPipe-*.json.gz"):
+        (recorded / path.name).write_bytes(path.read_bytes())
+    rank = recorded / "GPipe-rank0.json.gz"
+    for command, out in (
+        (replay, table),
+        (["compare", "--trace", str(table), "--costs", "F=1,B=2"], table),
+        (["import-trace", str(recorded)], rank),
+    ):
+        before = out.read_bytes()
+        done = simpipe(*command, "--out", str(out))
+        assert (done.returncode, done.stderr) == (2, f"simpipe: {out} cannot be written: it is read; name another\n")
+        assert out.read_bytes() == before

@@ -273,6 +273,11 @@ def _attention(cluster: Cluster, operator: str, format: str, table: pd.DataFrame
     rate, sms, bandwidth, element = _on(cluster, operator, format, table)
     shapes = _shapes(table, operator)
     batch, heads, _, queries, keys, head, value, causal = shapes.T
+    beyond = (causal > 0) & (queries > keys)
+    if beyond.any():
+        row = int(np.flatnonzero(beyond)[0])
+        text = f"causal attention has as many keys as queries or more, not {keys[row]} and {queries[row]}"
+        raise TimingsError(f"{table['source'].iloc[row]}: {text}")
     backward = operator == "attention_backward"
     pairs = np.where(causal > 0, queries * (2 * keys - queries) / 2, queries * keys)
 

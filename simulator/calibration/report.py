@@ -52,7 +52,7 @@ def draw_curve(curve: Curve) -> go.Figure:
         if not len(chosen):
             continue
         measured, predicted = curve.measured[chosen], curve.predicted[chosen]
-        marker = {"color": colour, "size": 4, "opacity": 0.6}
+        marker = {"color": colour, "size": 6, "opacity": 0.7}
         figure.add_scatter(
             x=measured, y=predicted, mode="markers", marker=marker, name=f"{label} ({rows.sum()})", row=1, col=1
         )

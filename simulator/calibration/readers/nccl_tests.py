@@ -60,7 +60,8 @@ def _row(line: str) -> tuple[float, float, float, float] | None:
     if len(words) < 8 or not words[0].isdigit() or not words[1].isdigit():
         return None
     numbers = [word for word in words[2:] if re.fullmatch(r"-?\d+(\.\d+)?([eE][-+]?\d+)?|nan", word)]
-    after = numbers[1:] if len(numbers) > 3 and float(numbers[0]) == int(float(numbers[0])) <= 0 else numbers
+    root = float(numbers[0]) if len(numbers) > 3 else 1.0
+    after = numbers[1:] if root <= 0 and root.is_integer() else numbers
     if len(after) < 3:
         return None
     time, algorithm, bus = (float(number) for number in after[:3])
