@@ -108,15 +108,16 @@ def efficiency(trace: Trace, costs: ModelledCosts, exposed: Floats | None = None
 
 def memory_of(trace: Trace, costs: ModelledCosts) -> list[RankMemory]:
     """Each rank's memory at its peak, which follows from the order alone."""
-    return [_peak(trace, costs, rank) for rank in range(trace.program.ranks)]
+    brought = costs.transient_bytes(trace.program)
+    return [_peak(trace, costs, rank, brought) for rank in range(trace.program.ranks)]
 
 
-def _peak(trace: Trace, costs: ModelledCosts, rank: int) -> RankMemory:
+def _peak(trace: Trace, costs: ModelledCosts, rank: int, transient: Floats) -> RankMemory:
     """A rank's memory while the slot runs that needs most: what stays all step, activations, what the slot brings."""
     program = trace.program
     slots = slice(int(program.rank_start[rank]), int(program.rank_start[rank + 1]))
     kept = trace.activation_bytes.during[slots]
-    brought = costs.transient_bytes(program)[slots]
+    brought = transient[slots]
     peak = int(np.argmax(kept + brought))
     pending = float(trace.weight_gradient_bytes.during[slots][peak])
     by_kind = dict(costs.static_bytes(program, rank)) | {"activations": float(kept[peak]) - pending}

@@ -206,10 +206,12 @@ class ModelledCosts:
 
     def transient_bytes(self, program: Program) -> Floats:
         """(slots,) bytes that a slot needs while it runs, beside activations; an F&B slot what both actions need."""
-        which = np.stack([self._tokens(program), program.kind], -1)
-        each, which = np.unique(which, axis=0, return_inverse=True)
-        found = [[memory.total(kinds) for kinds in self._transient(program, *one)] for one in each.tolist()]
-        brought = np.array(found)[which.reshape(-1), program.stage]
+        tokens, brought = self._tokens(program), np.zeros(len(program.kind))
+        for length in {*(self.lengths or (self.parallel.sequence,))}:
+            for kind in np.flatnonzero(np.bincount(program.kind)).tolist():
+                each = np.array([memory.total(kinds) for kinds in self._transient(program, length, kind)])
+                here = (program.kind == kind) & (tokens == length)
+                brought[here] = each[program.stage[here]]
         return np.asarray(np.add.reduceat(brought, program.slot_start[:-1]), float)
 
     def transient_kinds(self, program: Program, slot: int) -> dict[str, float]:
@@ -470,16 +472,17 @@ class ModelledCosts:
         """By the ranks at both ends and the micro-batch's length. One that its rate limits fills its links as long."""
         program, message, kinds = graph.program, np.flatnonzero(graph.message), self._message_kinds
         to, length = program.action_rank[graph.partner[message]], self._tokens(program)[graph.action[message]]
-        found, which = np.unique(np.stack([graph.rank[message], to, length], -1), axis=0, return_inverse=True)
+        sizes = program.ranks, program.ranks, int(length.max(initial=0)) + 1
+        code = np.ravel_multi_index((graph.rank[message], to, length), sizes)  # sorted faster than three columns
+        found, which = np.unique(code, return_inverse=True)
         sent = [
             step.between(self.cluster, self.parallel, source, target, self._message_bytes(tokens))
-            for source, target, tokens in found.tolist()
+            for source, target, tokens in zip(*(part.tolist() for part in np.unravel_index(found, sizes)), strict=True)
         ]
         most = np.array([max(exchange.network_bytes, exchange.nvlink_bytes) for exchange in sent])
         moved = [collectives.link_bytes(exchange) for exchange in sent]
         weights = np.array([[part[kind] for kind in kinds] for part in moved]).reshape(-1, len(kinds)) / most[:, None]
         weights *= np.array([collectives.slowed(self.cluster, exchange) for exchange in sent])[:, None]
-        which = which.reshape(-1)
         numbers.latency[message] = np.array([exchange.latency for exchange in sent])[which]
         numbers.work[message] = most[which]
         entries = graph.route.start[message][:, None] + np.arange(2 * len(kinds))
