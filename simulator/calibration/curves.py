@@ -64,10 +64,10 @@ _ATTENTION = (
     ("floor", 0.0, 1e-2, 0.7, 1e-6),
 )
 _COLLECTIVES = (
-    ("floor", 0.0, 1e-3, 1.0, 1e-6),
-    ("hop", 0.0, 1e-4, 1.0, 1e-7),
+    ("floor", 0.0, 1e-2, 1.0, 1e-6),
+    ("hop", 0.0, 1e-2, 1.0, 1e-7),
     ("fill", 0.0, 1e9, 1.0, 1e4),
-    ("memory_efficiency", 0.01, 1.0, 0.5, 0.0),
+    ("memory_efficiency", 0.001, 1.0, 0.5, 0.0),
 )
 NVLINK = "node.nvlink.efficiency"
 """Fitted with the collectives: a name with dots is the whole key of a profile."""
@@ -315,7 +315,7 @@ def _collectives(cluster: Cluster, operator: str, format: str, table: pd.DataFra
         machine = _linked(cluster, values)
         return np.array([_alone(machine, *rows[row]) for row in chosen])
 
-    link = Parameter(NVLINK, cluster.node.nvlink.efficiency, 0.01, 1.0, 0.3)
+    link = Parameter(NVLINK, cluster.node.nvlink.efficiency, 0.001, 1.0, 0.3)
     parameters = [*_parameters(_COLLECTIVES, cluster.collectives), link]
     return Problem("collectives", parameters, seconds, table["bytes"].to_numpy(float), "bytes")
 
