@@ -143,7 +143,7 @@ def plan(
     for key, value in given.items():
         if value is None:
             raise SimpipeError(f"plan needs --{key.replace('_', '-')}")
-    given |= {"overlap": "within-slot", "layers": "balanced", "precision": precision, "token_budget": tokens}
+    given |= search.ALIKE | {"precision": precision, "token_budget": tokens}
     given |= settings_of(set or [])
     given = {key: value for key, value in given.items() if value is not None}
     if tokens is None and (deadline is not None or budget is not None):

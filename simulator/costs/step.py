@@ -249,7 +249,7 @@ class Outside:
             return
         sent, over = 2 * p.redundant_experts / (experts.routed + p.redundant_experts), p.copies_over(experts)
         for rank, held in enumerate(placement):
-            whole = sum((part for stage in held for part in self._parts(rank, stage).values()), Weights())
+            whole = sum((self._whole(rank, stage) for stage in held), Weights())
             shards = p.edp * sum(held[0] in other for other in placement) if p.zero else 1
             size = sent * whole.experts / shards * p.gradient_bytes * over / (over - 1)
             exchange = collectives.all_to_all(self.cluster, size, over, p.etp)

@@ -13,15 +13,12 @@ from functools import cached_property
 from typing import Any
 
 from simpipe.simulator.planning import advice, evaluation, search
-from simpipe.simulator.planning.search import SIZES, Found, Limits, Outcome, SearchError
+from simpipe.simulator.planning.search import ALIKE, SIZES, Found, Limits, Outcome, SearchError
 from simpipe.simulator.planning.tables import Row, plain
 from simpipe.simulator.scenario import Scenario
 
 FREE = ("schedule", "chunks", "ranks", "ep", "microbatch_size")
 """Keys that are searched."""
-
-ALIKE = {"layers": "balanced", "overlap": "within-slot"}
-"""What `simpipe plan` gives all candidates, so that none is a straw man."""
 
 ASKED = ("model", "hardware", "gpus", "global_batch", "sequence")
 """What it is asked by options of their own."""

@@ -61,6 +61,9 @@ TOO_LARGE = "does not fit into memory"
 
 T = TypeVar("T")
 
+ALIKE = {"layers": "balanced", "overlap": "within-slot"}
+"""What all candidates are given where nothing else is asked, so that none is a straw man."""
+
 OF_A_LAYOUT = ("stragglers", "lengths")
 """Keys that name ranks or micro-batches."""
 
