@@ -224,7 +224,10 @@ def test_plan_recommends_and_draws(tmp_path: Path) -> None:
         (["--deadline", 3], "--deadline and --budget are for training on --tokens; give them"),
         (["--budget", 3, "--tokens", 1e9], "the budget needs a price, and h100 has none; give price_usd_per_gpu_hour"),
         (["--max-memory", 1], "candidates is left"),
-        (["--set", "tp=7"], "no layout of 8 GPUs is possible"),
+        (
+            ["--set", "tp=7"],
+            "no layout of 8 GPUs is possible: no cut into ranks, tp, cp and ep leaves replicas that share",
+        ),
         (["--set", "lengths=[1024]"], "lengths goes with one layout, and many are searched"),
         (["--set", "costs=F=1"], "unknown key 'costs'"),
         (["--set", "tpp=7"], "unknown key 'tpp'; did you mean tp?"),

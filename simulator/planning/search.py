@@ -369,7 +369,10 @@ def search(
     some, pruned = candidates(given)
     outcome = Outcome([], pruned, len(some))
     if not some:
-        raise SearchError(f"no layout of {given['gpus']} GPUs is possible: {_most(pruned)}")
+        batch = (
+            f"no cut into ranks, tp, cp and ep leaves replicas that share global_batch = {given['global_batch']} evenly"
+        )
+        raise SearchError(f"no layout of {given['gpus']} GPUs is possible: {_most(pruned) or batch}")
     capacity = load_cluster(given["hardware"]).gpu.memory / GB
     most = min(capacity, limits.memory_gb or capacity)
     waiting, large = iter(some), list[Candidate]()
